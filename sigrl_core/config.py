@@ -1,0 +1,231 @@
+"""What a run is: frozen dataclasses, one per owner, checked when made, to and from JSON. Standard library only.
+
+`RunConfig` is the experiment and goes into the checkpoint; `ScaleConfig` is where it runs and does not.
+Sources: [S] arXiv 2504.03801 (SigRL); [M] measured here, docs/LOG.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sigrl_core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which CLIP, and how much of it trains."""
+
+    name: str = "ViT-B-16"
+    """An open_clip ViT by its open_clip name, or a name of model.backbone.BACKBONES. [S]"""
+    pretrained: str = "openai"
+    """open_clip tag, path of a weights file, folder of one of our checkpoints, or `random` (weights made on the spot)."""
+    frozen_blocks: int = 10
+    """Blocks from the input that stay frozen, the patch embedding with them; later blocks, final norm and projection train. [S]"""
+    prompt_template: str = "a photo of a {}."
+    """What the text tower reads for a label that brings no prompts of its own."""
+
+    def __post_init__(self) -> None:
+        _require(self.frozen_blocks >= 0, "backbone.frozen_blocks", self.frozen_blocks, "0 or more")
+        _require("{}" in self.prompt_template, "backbone.prompt_template", self.prompt_template, "a text with {} in it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """GMC, the label graph."""
+
+    kind: Literal["complete", "none"] = "complete"
+    """`complete`: every label hears every label [S]; `none`: labels pass unchanged (ablation)."""
+    hidden: int = 128
+    """Width between the two GATv2 layers, all heads together. [S]"""
+    heads: int = 4
+    dropout: float = 0.3
+    """On the inputs, on the attention and between the layers. [S]"""
+    residual: bool = False
+    """Adds the label embeddings to the graph's output."""
+
+    def __post_init__(self) -> None:
+        _require(self.heads >= 1, "graph.heads", self.heads, "1 or more")
+        _require(self.hidden % self.heads == 0, "graph.hidden", self.hidden, f"a multiple of graph.heads = {self.heads}")
+        _require(0 <= self.dropout < 1, "graph.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """SVFR, semantic visual feature reconstruction."""
+
+    enabled: bool = True
+    """Off: patches are scored as the backbone gives them (MKT-style baseline)."""
+    residual: bool = False
+    """Patches become X + R P/C, not R."""
+    unit_rms: bool = False
+    """Scales both things that U fuses to a root mean square of one, so that the label graph is heard. [M]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """From patches and class token to scores."""
+
+    patches_kept: int = 16
+    """K, patches averaged for the local score. [S]"""
+    learn_scale: bool = False
+    """Learns a scale and a bias on the scores before the loss. [M]"""
+    initial_scale: float = 1.0
+    """What the learned scale starts from."""
+
+    def __post_init__(self) -> None:
+        _require(self.patches_kept >= 1, "scoring.patches_kept", self.patches_kept, "1 or more")
+        _require(self.initial_scale > 0, "scoring.initial_scale", self.initial_scale, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised: a loss on the scores plus distillation from the original CLIP."""
+
+    kind: str = "ranking"
+    """A name of losses.LOSSES. [S]"""
+    distillation: float = 1.0
+    """Weight of the mean absolute difference to the frozen CLIP's class token. [S]"""
+
+    def __post_init__(self) -> None:
+        _require(self.distillation >= 0, "loss.distillation", self.distillation, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with layer-wise rates, linear warm-up and half a cosine."""
+
+    lr: float = 1e-4
+    """Peak rate of the newest layers. [S]"""
+    weight_decay: float = 0.05
+    """On parameters of two or more dimensions. [S]"""
+    layer_decay: float = 0.65
+    """Each block down the backbone trains at this fraction of the rate above it. [S]"""
+    warmup_epochs: float = 2.0
+    """Epochs of linear rise from 0, step by step. [S]"""
+    final_lr: float = 1e-7
+    """Where the cosine ends. [S]"""
+    clip_norm: float | None = None
+    """Largest gradient norm; None leaves gradients alone."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
+        _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, in what portions, with which seed."""
+
+    epochs: int = 20
+    batch_size: int = 32
+    """Images of one optimiser step over all workers together. [S]"""
+    max_steps: int | None = None
+    """Stops after so many optimiser steps; None runs every epoch to its end."""
+    label_fraction: float = 1.0
+    """Vocabulary dropout: share of the seen labels that one step trains on, drawn anew each step. [M]"""
+    augment: Literal["none", "crop_flip", "randaugment"] = "randaugment"
+    """`crop_flip`: random resized crop and flip; `randaugment`: those and RandAugment m9 [S]."""
+    hold_features: bool = False
+    """Keeps what the frozen blocks give for every image in memory, computed once; wants augment = none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` runs matrix products under autocast."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "training.epochs", self.epochs, "1 or more")
+        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
+        _require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "1 or more, or None")
+        _require(0 < self.label_fraction <= 1, "training.label_fraction", self.label_fraction, "in (0, 1]")
+        _require(
+            not (self.hold_features and self.augment != "none"),
+            "training.hold_features",
+            self.hold_features,
+            f"off while training.augment is {self.augment!r} (held features cannot be augmented)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One experiment, whole; the same on a laptop and on 32 GPUs."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """Where a run happens; changes no result beyond summation order."""
+
+    workers: int = 2
+    """Data-parallel training workers."""
+    gpus: bool = False
+    """One GPU per worker (nccl); off trains on CPU (gloo)."""
+    cpus_per_worker: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 1, "scale.workers", self.workers, "1 or more")
+        _require(self.cpus_per_worker > 0, "scale.cpus_per_worker", self.cpus_per_worker, "above 0")
+
+
+def to_json(config: Any) -> str:
+    """The configuration as JSON text; `from_json` takes it back."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+Config = typing.TypeVar("Config")
+
+
+def from_json(kind: type[Config], text: str, where: str) -> Config:
+    """Reads a configuration back.
+
+    Raises:
+        ConfigError: not JSON, an unknown key, a value of the wrong type or out of range; names the dotted key.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not valid JSON ({error}); give the config.json of an earlier run") from error
+    return from_dict(kind, values, where)
+
+
+def from_dict(kind: type[Config], values: Any, where: str, prefix: str = "") -> Config:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the configuration'} must be an object of keys, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ConfigError(f"{where}: unknown key {prefix}{unknown[0]}; known are {', '.join(hints)}")
+    return kind(**{key: _checked(hints[key], value, where, prefix + key) for key, value in values.items()})
+
+
+def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where, key + ".")
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        allowed: tuple = typing.get_args(hint)
+        if value in allowed:
+            return value
+        raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    kinds: tuple = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if any(type(value) is kind for kind in kinds):
+        return value
+    expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ConfigError(f"{where}: {key} is {value!r}; expected {expected}")
+
+
+def _require(holds: bool, key: str, found: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key} is {found!r}; expected {expected}")

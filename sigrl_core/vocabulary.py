@@ -1,0 +1,136 @@
+"""The ordered label list: which labels exist, which were seen in training, what the text tower reads for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from sigrl_core.errors import VocabularyError
+
+Split = Literal["seen", "unseen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One label.
+
+    Attributes:
+        name: the label as the user writes it; unique in its vocabulary.
+        split: `seen` labels may be trained on, `unseen` ones are only ever asked for.
+        prompts: texts for the CLIP text tower, averaged; empty means the checkpoint's own prompt template.
+    """
+
+    name: str
+    split: Split = "seen"
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Labels in the order of every C axis of the project."""
+
+    labels: tuple[Label, ...]
+
+    def __post_init__(self) -> None:
+        if empty := [i for i, label in enumerate(self.labels) if not label.name.strip()]:
+            raise VocabularyError(f"vocabulary: label number {empty[0] + 1} is empty; every label needs a name")
+        counts = Counter(self.names)
+        if repeated := [name for name, count in counts.items() if count > 1]:
+            raise VocabularyError(
+                f"vocabulary: {len(repeated)} label(s) listed more than once: {', '.join(repeated[:5])}; keep one of each"
+            )
+
+    @classmethod
+    def of(cls, names: Iterable[str], split: Split = "seen") -> Vocabulary:
+        return cls(tuple(Label(name=name, split=split) for name in names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        return [label.name for label in self.labels]
+
+    @property
+    def index(self) -> dict[str, int]:
+        """Position of each label name on the C axis."""
+        return {name: position for position, name in enumerate(self.names)}
+
+    def positions(self, split: Split) -> list[int]:
+        """Positions of one split on the C axis, in order."""
+        return [position for position, label in enumerate(self.labels) if label.split == split]
+
+    def subset(self, split: Split) -> Vocabulary:
+        return Vocabulary(tuple(label for label in self.labels if label.split == split))
+
+    @property
+    def hash(self) -> str:
+        """sha256 of names, splits and prompts in order; shards and checkpoints of one run carry the same."""
+        return hashlib.sha256(json.dumps(self.to_rows(), ensure_ascii=False).encode()).hexdigest()
+
+    def to_rows(self) -> list[dict]:
+        return [{"label": label.name, "split": label.split, "prompts": list(label.prompts)} for label in self.labels]
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_rows(), ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict], where: str) -> Vocabulary:
+        return cls(tuple(_label(row, f"{where}, row {number}") for number, row in enumerate(rows, 1)))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Vocabulary:
+        """Reads a vocabulary: one label per line, or JSON rows (an array, or one object per line).
+
+        Args:
+            text: the file's content.
+            where: the file's name, for errors.
+
+        Raises:
+            VocabularyError: no labels, duplicates, a row that is not `{label, split, prompts}`.
+        """
+        try:
+            if text.lstrip().startswith("["):
+                vocabulary = cls.from_rows(json.loads(text), where)
+            else:
+                lines = [line.strip() for line in text.lstrip("\ufeff").splitlines() if line.strip()]
+                if lines and lines[0].startswith("{"):
+                    vocabulary = cls.from_rows([json.loads(line) for line in lines], where)
+                else:
+                    vocabulary = cls.of(lines)
+        except json.JSONDecodeError as error:
+            raise VocabularyError(f"{where}: not valid JSON ({error}); write JSON rows or one label per line") from error
+        except VocabularyError as error:
+            raise VocabularyError(f"{where}: {error}") from error
+        if not len(vocabulary):
+            raise VocabularyError(f"{where}: no labels found; write one label per line")
+        return vocabulary
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Reads a local vocabulary file; see `parse`."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise VocabularyError(f"{path}: no such vocabulary file; write one label per line into it") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise VocabularyError(f"{path}: cannot be read as UTF-8 text ({error}); save it as plain text") from error
+        return cls.parse(text, str(path))
+
+
+def _label(row: object, where: str) -> Label:
+    if not isinstance(row, dict) or not isinstance(row.get("label"), str):
+        raise VocabularyError(f'{where}: expected an object with a text "label", found {json.dumps(row)[:80]}')
+    if unknown := sorted(set(row) - {"label", "split", "prompts"}):
+        raise VocabularyError(f"{where}: unknown key {unknown[0]!r}; known are label, split, prompts")
+    split, prompts = row.get("split", "seen"), row.get("prompts", [])
+    if split not in get_args(Split):
+        raise VocabularyError(f"{where}: split is {split!r}; expected one of {', '.join(get_args(Split))}")
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise VocabularyError(f"{where}: prompts must be a list of texts, found {json.dumps(prompts)[:80]}")
+    return Label(name=row["label"].strip(), split=split, prompts=tuple(prompts))
