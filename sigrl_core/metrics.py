@@ -1,0 +1,89 @@
+"""Metrics: pure functions of scores [N, C] and label states [N, C] (+1 present, -1 absent, 0 unknown), in numpy.
+
+All are fractions in [0, 1]. Inputs are never modified.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int8
+from numpy.typing import NDArray
+
+
+class AtK(NamedTuple):
+    """Over all images and their k best labels together."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class Curve(NamedTuple):
+    """One point per threshold, thresholds descending: what is true of everything scored at least that high."""
+
+    precision: NDArray
+    recall: NDArray
+    thresholds: NDArray
+
+
+def average_precision(
+    scores_NC: Float[np.ndarray, "N C"], states_NC: Int8[np.ndarray, "N C"]
+) -> Float[np.ndarray, " C"]:
+    """Average precision of each label over the images whose state is known; 0 for a label without a positive.
+
+    Equals scikit-learn's average_precision_score, ties included: every positive counts with the precision among the
+    images scored at least as high as it.
+    """
+    pairs = zip(np.asarray(scores_NC).T, np.asarray(states_NC).T, strict=True)
+    return np.array([_average_precision(scores_N, states_N) for scores_N, states_N in pairs])
+
+
+def _average_precision(scores_N: NDArray, states_N: NDArray) -> float:
+    known, positives = np.sort(scores_N[states_N != 0]), np.sort(scores_N[states_N > 0])
+    if not len(positives):
+        return 0.0
+    at_least_as_high = len(known) - np.searchsorted(known, positives)
+    hits = len(positives) - np.searchsorted(positives, positives)
+    return float(np.mean(hits / at_least_as_high))
+
+
+def mean_average_precision(scores_NC: Float[np.ndarray, "N C"], states_NC: Int8[np.ndarray, "N C"]) -> float:
+    """Mean of average precision over the labels that have a positive at all; nan where none has.
+
+    A label without a positive cannot be ranked well or badly: counting its 0 would measure the data, not the model.
+    """
+    measurable_C = (np.asarray(states_NC) > 0).any(axis=0)
+    if not measurable_C.any():
+        return float("nan")
+    return float(average_precision(scores_NC, states_NC)[measurable_C].mean())
+
+
+def precision_recall_f1_at_k(scores_NC: Float[np.ndarray, "N C"], states_NC: Int8[np.ndarray, "N C"], k: int) -> AtK:
+    """The k best labels of every image taken as its tags; counted over all images together (micro).
+
+    A tag of unknown state counts as wrong, as in the published numbers, so partly labelled data understates precision.
+    `k` above C takes all labels.
+    """
+    k = min(k, scores_NC.shape[1])
+    tags_NK = np.argpartition(scores_NC, -k, axis=1)[:, -k:]
+    hits = int((np.take_along_axis(states_NC, tags_NK, axis=1) > 0).sum())
+    tagged, present = tags_NK.size, int((np.asarray(states_NC) > 0).sum())
+    return AtK(_ratio(hits, tagged), _ratio(hits, present), _ratio(2 * hits, tagged + present))
+
+
+def precision_recall_curve(scores_NC: Float[np.ndarray, "N C"], states_NC: Int8[np.ndarray, "N C"]) -> Curve:
+    """Precision and recall over all known entries together (micro), per distinct score. Empty without a positive."""
+    known_NC = np.asarray(states_NC) != 0
+    scores, positive = np.asarray(scores_NC)[known_NC], np.asarray(states_NC)[known_NC] > 0
+    if not positive.any():
+        return Curve(*(np.empty(0) for _ in Curve._fields))
+    order = np.argsort(scores, kind="stable")[::-1]
+    scores, hits = scores[order], np.cumsum(positive[order])
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each run of ties
+    return Curve(hits[last] / (last + 1), hits[last] / hits[-1], scores[last])
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
