@@ -178,6 +178,65 @@ class ScaleConfig:
         _require(self.cpus_per_worker > 0, "scale.cpus_per_worker", self.cpus_per_worker, "above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """From a corpus to shards: what goes into every row, and so into the plan that a second run must agree with."""
+
+    corpus: str
+    """How the labels are written down: a name of corpora.CORPORA."""
+    images: str
+    """Folder of the pictures, local or s3://; relative names in the annotations are below it."""
+    annotations: str | None = None
+    """File that lists pictures and labels, for the corpora that have one."""
+    vocabulary: str | None = None
+    """File of the label list, see vocabulary.Vocabulary.parse; None takes the corpus's own labels in its own order."""
+    out: str
+    """Folder to write, local or s3://."""
+    short_side: int = 256
+    """Pixels of the short side of stored pictures, smaller ones are not enlarged; 0 keeps every size."""
+    quality: int = 90
+    """JPEG quality, 1 to 100. Pictures that already are small RGB JPEGs without EXIF or XMP keep their bytes."""
+    rows_per_shard: int = 1000
+    """Listed pictures per shard, before quarantine and duplicates are taken out."""
+    max_pixels: int = 100_000_000
+    """Larger pictures are quarantined undecoded."""
+    annotated: Literal["all", "seen"] = "all"
+    """Labels looked for in every picture, so that not listed means absent; with `seen`, unseen ones are then unknown."""
+    validation_fraction: float = 0.1
+    """Share of pictures that training holds out, chosen by content hash."""
+    seed: int = 0
+    """Chooses which pictures are held out."""
+
+    def __post_init__(self) -> None:
+        _require(self.short_side >= 0, "short_side", self.short_side, "0 or more pixels")
+        _require(1 <= self.quality <= 100, "quality", self.quality, "1 to 100")
+        _require(self.rows_per_shard >= 1, "rows_per_shard", self.rows_per_shard, "1 or more")
+        _require(1 <= self.max_pixels <= 200_000_000, "max_pixels", self.max_pixels, "1 to 200 million")
+        _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagConfig:
+    """From pictures to tags: what goes into every row, and so into the plan that a second run must agree with."""
+
+    checkpoint: str
+    """The --out of train.py, or a checkpoint folder; local or s3://."""
+    images: str
+    """Folder of pictures, read at every depth."""
+    out: str
+    """Folder to write."""
+    vocabulary: str | None = None
+    """Label file to ask with, see vocabulary.Vocabulary.parse; None takes the checkpoint's labels, seen and unseen."""
+    top_k: int = 5
+    """Tags for each picture."""
+    rows_per_part: int = 1000
+    """Pictures per output file."""
+
+    def __post_init__(self) -> None:
+        _require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
+        _require(self.rows_per_part >= 1, "rows_per_part", self.rows_per_part, "1 or more")
+
+
 def to_json(config: Any) -> str:
     """The configuration as JSON text; `from_json` takes it back."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"

@@ -1,0 +1,206 @@
+"""The checkpoint folder: everything inference needs, safetensors and JSON, nothing that must be unpickled.
+
+    manifest.json         written last: kind, versions, vocabulary hash, sha256 of every other file
+    weights.safetensors   `backbone.` both CLIP towers, `teacher.` the original CLIP above the frozen blocks, `head.` SigRL
+    backbone.json         how to build the CLIP architecture
+    config.json           the RunConfig
+    vocabulary.json       the labels it was trained with, seen and unseen
+    metrics.json          what training measured
+
+The small CLIP of the built-in corpus lies in the same kind of folder, without a head (kind `clip`).
+Training state lies apart, see `save_training_state`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sigrl_core import __version__, storage
+from sigrl_core.config import RunConfig, from_json, to_json
+from sigrl_core.errors import CheckpointError, SigrlError, StorageError
+from sigrl_core.model.backbone import (
+    DESCRIPTION_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_PREFIX,
+    Backbone,
+    backbone_from_description,
+    load_backbone_folder,
+)
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.records import sha256_of
+from sigrl_core.vocabulary import Vocabulary
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+Kind = Literal["sigrl", "clip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded checkpoint; the model is in evaluation mode, on the CPU."""
+
+    uri: str
+    recogniser: Recogniser
+    config: RunConfig
+    vocabulary: Vocabulary
+    metrics: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: str | Path, recogniser: Recogniser, config: RunConfig, vocabulary: Vocabulary, metrics: dict[str, Any]
+) -> None:
+    """Writes a checkpoint into a new local folder; the manifest last, so that half of one is never taken for one."""
+    files = {
+        "config.json": to_json(config),
+        "vocabulary.json": vocabulary.to_json(),
+        "metrics.json": json.dumps(metrics, indent=1, sort_keys=True) + "\n",
+    }
+    _write(Path(folder), "sigrl", recogniser.backbone, recogniser.state_dict(), files, vocabulary.hash)
+
+
+def save_clip(folder: str | Path, backbone: Backbone) -> None:
+    """Writes a CLIP alone, as `backbone.pretrained` takes it."""
+    weights = {WEIGHTS_PREFIX + name: value for name, value in backbone.state_dict().items()}
+    _write(Path(folder), "clip", backbone, weights, {}, None)
+
+
+def _write(
+    folder: Path, kind: Kind, backbone: Backbone, weights: dict[str, Tensor], files: dict[str, str], vocabulary_hash: str | None
+) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial / WEIGHTS_FILE)
+        for name, text in {DESCRIPTION_FILE: json.dumps(backbone.description, indent=1) + "\n", **files}.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": kind,
+            "code_version": __version__,
+            "vocabulary_hash": vocabulary_hash,
+            "files": {path.name: sha256_of(path.read_bytes()) for path in sorted(partial.iterdir())},
+        }
+        (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"{folder}: checkpoint cannot be written ({error}); free space or choose another --out") from error
+
+
+def load_checkpoint(uri: str) -> Checkpoint:
+    """Loads and verifies a checkpoint folder, or the `checkpoint` inside the folder of a training run.
+
+    Raises:
+        CheckpointError: nothing there, unfinished, altered, or a CLIP without a head.
+    """
+    with _local_copy(_find(uri)) as (where, folder):
+        kind = _verify(where, folder)
+        if kind != "sigrl":
+            raise CheckpointError(f"{where}: a CLIP without a SigRL head; train one on it (train.py --backbone.pretrained {uri})")
+        try:
+            config = from_json(RunConfig, (folder / "config.json").read_text(encoding="utf-8"), f"{where}/config.json")
+            vocabulary = Vocabulary.parse((folder / "vocabulary.json").read_text(encoding="utf-8"), f"{where}/vocabulary.json")
+            description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+            backbone = backbone_from_description(description, config.backbone.frozen_blocks)
+            recogniser = Recogniser(backbone, backbone.teacher(), config)
+            recogniser.load_state_dict(load_file(folder / WEIGHTS_FILE))
+            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
+            raise CheckpointError(f"{where}: cannot be loaded ({error}); train again or copy the folder again") from error
+    return Checkpoint(uri=where, recogniser=recogniser.eval(), config=config, vocabulary=vocabulary, metrics=metrics)
+
+
+def load_clip(folder: str | Path) -> Backbone:
+    """Loads and verifies a CLIP folder that `save_clip` wrote."""
+    _verify(str(folder), Path(folder))
+    return load_backbone_folder(Path(folder), frozen_blocks=10**6)
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a finished checkpoint of ours lies in this local folder."""
+    return (Path(folder) / MANIFEST_FILE).is_file()
+
+
+def _find(uri: str) -> str:
+    for candidate in (uri, storage.join(uri, "checkpoint")):
+        if storage.exists(storage.join(candidate, MANIFEST_FILE)) and storage.exists(storage.join(candidate, WEIGHTS_FILE)):
+            return candidate
+    if storage.exists(storage.join(uri, "run.json")):
+        raise CheckpointError(f"{uri}: this training has not finished an epoch; run the same train.py command again")
+    what = "no checkpoint here" if storage.exists(uri) else "no such folder"
+    raise CheckpointError(f"{uri}: {what} (no {MANIFEST_FILE} with {WEIGHTS_FILE}); give the --out of train.py")
+
+
+def _verify(where: str, folder: Path) -> Kind:
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        kind, files, version = manifest["kind"], manifest["files"], manifest["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{where}/{MANIFEST_FILE}: not the manifest of a checkpoint ({error!r})") from error
+    if kind not in ("sigrl", "clip"):
+        raise CheckpointError(f"{where}: holds {kind!r}, expected a checkpoint; give the --out of train.py")
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; train again")
+    for name, expected in files.items():
+        path = folder / name
+        found = sha256_of(path.read_bytes()) if path.is_file() else "missing"
+        if found != expected:
+            raise CheckpointError(
+                f"{where}/{name}: sha256 is {found[:12]}, the manifest says {expected[:12]}; copy the folder again"
+            )
+    return kind
+
+
+@contextmanager
+def _local_copy(uri: str) -> Iterator[tuple[str, Path]]:
+    """The folder itself where it is local, else a copy that is gone afterwards."""
+    filesystem, path = storage.filesystem_for(uri)
+    if filesystem.type_name == "local":
+        yield uri, Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in storage.list_files(uri):
+            target = Path(folder) / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(storage.read_bytes(storage.join(uri, file.path)))
+        yield uri, Path(folder)
+
+
+# ---- training state: what resuming needs and inference does not ----
+
+
+def save_training_state(folder: Path, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Optimiser moments as safetensors, the rest as JSON, into an existing folder."""
+    tensors: dict[str, Tensor] = {}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous() for key, value in state.items()}
+    save_file(tensors, folder / "optimiser.safetensors")
+    (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+
+
+def load_training_state(folder: Path, recogniser: Recogniser, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Brings weights and optimiser back to where `save_training_state` and `save_checkpoint` left them; returns progress."""
+    try:
+        recogniser.load_state_dict(load_file(folder / "checkpoint" / WEIGHTS_FILE))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in load_file(folder / "optimiser.safetensors").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        return json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: training cannot go on from here ({error}); choose a new --out") from error

@@ -1,0 +1,74 @@
+"""What all commands share: the configuration first, one line instead of a traceback for what is the input's fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from sigrl_core.errors import SigrlError
+
+INTERRUPTED = 130
+
+
+def run(command: Callable[[], object]) -> NoReturn:
+    """Runs a command and ends the process: 0, 1 with one `error:` line, or 130 when interrupted.
+
+    A SigrlError raised in another process and wrapped on its way here counts as itself; others keep their traceback.
+    """
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def explain(error: BaseException) -> str | None:
+    """The one line for an error that is the input's or the machine's fault; None for a bug."""
+    for cause in _causes(error):
+        if isinstance(cause, SigrlError):
+            return " ".join(str(cause).split())
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{cause.filename}: " if cause.filename else ""
+            return f"{where}disk full; free some space and run the same command again"
+    return None
+
+
+def print_configuration(config: Any) -> None:
+    """Prints a configuration as `dotted.name = value` lines, names as on the command line, before anything else."""
+    for name, value in _flat(dataclasses.asdict(config)):
+        print(f"{name} = {value}", flush=True)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all it came from; libraries that carry errors between processes keep theirs in `cause`."""
+    waiting, seen = [error], set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        carried = getattr(current, "cause", None)
+        if isinstance(carried, BaseException):  # a carrier has the type of its load, but a traceback as its text
+            waiting.insert(0, carried)
+        else:
+            yield current
+        waiting.extend(origin for origin in (current.__cause__, current.__context__) if origin is not None)

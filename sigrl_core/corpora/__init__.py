@@ -1,0 +1,34 @@
+"""Where labelled pictures come from: one file per way to write labels down, one table.
+
+A corpus is a function from (folder of pictures, annotation file or None) to a `Listing`. A new one is a new file and a
+line in `CORPORA`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sigrl_core.corpora import coco, folder, jsonl
+from sigrl_core.corpora.listing import Listing, Row, label_states
+from sigrl_core.errors import CorpusError
+
+__all__ = ["CORPORA", "Corpus", "Listing", "Row", "get_corpus", "label_states"]
+
+Corpus = Callable[[str, str | None], Listing]
+
+CORPORA: dict[str, Corpus] = {
+    "folder": folder.list_corpus,
+    "jsonl": jsonl.list_corpus,
+    "coco": coco.list_corpus,
+}
+
+
+def get_corpus(name: str) -> Corpus:
+    """The corpus of that name.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    if name not in CORPORA:
+        raise CorpusError(f"corpus {name!r} is not known; known are {', '.join(CORPORA)}")
+    return CORPORA[name]

@@ -1,0 +1,109 @@
+"""The small CLIP of the built-in corpus: contrastive training from captioned pictures, on the spot.
+
+An image-text contrastive loss (Radford et al. 2021) in which equal captions of one batch count as matches, since
+short captions repeat. Text is encoded once per distinct caption of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from sigrl_core.config import BackboneConfig
+from sigrl_core.model.backbone import RANDOM, Backbone, load_backbone
+from sigrl_core.optim import learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallClipConfig:
+    """How the small CLIP is made; its numbers were found on captioned and seen-label validation pictures."""
+
+    pictures: int = 24000
+    epochs: int = 4
+    batch_size: int = 128
+    lr: float = 1.5e-3
+    weight_decay: float = 0.05
+    logit_scale_speedup: float = 20.0
+    """The logit scale learns at this multiple of the rate."""
+    seed: int = 0
+
+
+def train_small_clip(
+    pixels_NHWC: np.ndarray, captions: Sequence[str], config: SmallClipConfig, progress: Callable[[int, int, float], None]
+) -> Backbone:
+    """Trains the small CLIP from scratch.
+
+    Args:
+        pixels_NHWC: uint8 pictures of the tower's size.
+        captions: one for each picture.
+        config: how long, how fast.
+        progress: called as progress(step, steps, loss).
+
+    Returns:
+        The trained backbone, frozen, in evaluation mode.
+    """
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    backbone = load_backbone(BackboneConfig(name="toybox-vit", pretrained=RANDOM, frozen_blocks=0))
+    clip = backbone.clip
+    clip.requires_grad_(True)
+    clip.train()
+    distinct, caption_of = np.unique(np.asarray(captions), return_inverse=True)
+    texts = backbone.tokenizer(distinct.tolist())
+    # of 49,408 words the captions hold a few dozen: a dense gradient of that table would cost more than the text tower
+    clip.token_embedding.sparse = True
+    dense, sparse = _optimisers(clip, config)
+
+    steps_per_epoch = len(captions) // config.batch_size
+    steps = steps_per_epoch * config.epochs
+    for step in range(steps):
+        if step % steps_per_epoch == 0:
+            order = rng.permutation(len(captions))
+        start = step % steps_per_epoch * config.batch_size
+        rows = order[start : start + config.batch_size]
+        rate = learning_rate(step / steps, peak=1.0, epochs=1.0, warmup_epochs=0.05, final=0.01)
+        for group in (*dense.param_groups, *sparse.param_groups):
+            group["lr"] = rate * group["peak"]
+        pixels = torch.from_numpy(pixels_NHWC[rows])
+        used, text_of = np.unique(caption_of[rows], return_inverse=True)
+        loss = _contrastive(clip, backbone.normalise(pixels), texts[used], torch.from_numpy(text_of))
+        for optimiser in (dense, sparse):
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        dense.step()
+        sparse.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(max=np.log(100))
+        if (step + 1) % 25 == 0 or step + 1 == steps:
+            progress(step + 1, steps, loss.item())
+    clip.token_embedding.sparse = False
+    clip.requires_grad_(False)
+    return backbone.eval()
+
+
+def _contrastive(clip: nn.Module, images: Tensor, texts: Tensor, text_of: Tensor) -> Tensor:
+    """Half image -> text over the batch's distinct captions, half text -> its images, each with equal weight."""
+    image_features = clip.encode_image(images, normalize=True)  # type: ignore[operator]
+    text_features = clip.encode_text(texts, normalize=True)  # type: ignore[operator]
+    logits = clip.logit_scale.exp() * image_features @ text_features.T  # type: ignore[operator]
+    matches = nn.functional.one_hot(text_of, len(texts)).float()
+    return (cross_entropy(logits, text_of) + cross_entropy(logits.T, normalize(matches.T, p=1, dim=1))) / 2
+
+
+def _optimisers(clip: nn.Module, config: SmallClipConfig) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    scale: Tensor = clip.logit_scale  # type: ignore[assignment]
+    table: Tensor = clip.token_embedding.weight  # type: ignore[union-attr,assignment]
+    rest = [parameter for parameter in clip.parameters() if parameter is not scale and parameter is not table]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "peak": config.lr},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "peak": config.lr},
+        {"params": [scale], "weight_decay": 0.0, "peak": config.lr * config.logit_scale_speedup},
+    ]
+    dense = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    sparse = torch.optim.SparseAdam([{"params": [table], "peak": config.lr}], lr=config.lr, betas=(0.9, 0.98))
+    return dense, sparse

@@ -1,0 +1,191 @@
+"""Measures checkpoints on a shard folder: zero-shot, generalised and seen-only, beside zero-shot CLIP.
+
+A score depends on the vocabulary it was asked with, so each protocol states its own question:
+
+    zsl             asked with the unseen labels alone
+    zsl_asked_all   asked with all labels, the unseen ones kept
+    gzsl            asked with all labels
+    seen            asked with the seen labels alone
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sigrl_core.batches import Batch, Rows, Slice, epoch_batches, picture_batch
+from sigrl_core.errors import CheckpointError, ShardError
+from sigrl_core.metrics import average_precision, mean_average_precision, precision_recall_f1_at_k
+from sigrl_core.model import scoring
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.records import ShardFolder
+from sigrl_core.tagger import Tagger
+from sigrl_core.training import gather_rows, tokens_of
+from sigrl_core.vocabulary import Vocabulary
+
+PROTOCOLS = ("zsl", "zsl_asked_all", "gzsl", "seen")
+TOP_K = (3, 5)
+BATCH_SIZE = 64
+
+Scorer = Callable[[Tensor, Vocabulary], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, and what the report draws from.
+
+    Attributes:
+        metrics: what `metrics.json` holds.
+        vocabulary: the labels, in the order of the C axis.
+        uris: of the pictures, in the order of the N axis.
+        states_NC: int8 truth.
+        scores: row name -> protocol -> scores [N, labels of that protocol].
+    """
+
+    metrics: dict[str, Any]
+    vocabulary: Vocabulary
+    uris: list[str]
+    states_NC: np.ndarray
+    scores: dict[str, dict[str, np.ndarray]]
+
+    def columns(self, protocol: str) -> list[int]:
+        return columns(self.vocabulary, protocol)
+
+
+def columns(vocabulary: Vocabulary, protocol: str) -> list[int]:
+    """Positions of the labels that a protocol measures."""
+    everything = list(range(len(vocabulary)))
+    return {"seen": vocabulary.positions("seen"), "gzsl": everything}.get(protocol, vocabulary.positions("unseen"))
+
+
+def evaluate(
+    tagger: Tagger, compare: dict[str, Tagger], folder: ShardFolder, on_progress: Callable[[int], None] = lambda rows: None
+) -> Evaluation:
+    """Scores every picture of a shard folder with a checkpoint, others beside it, and the CLIP it started from.
+
+    Args:
+        tagger: the checkpoint under test; gives the rows `sigrl`, `clip_global` and `clip_global_local`.
+        compare: row name -> another checkpoint, trained with the same vocabulary.
+        folder: labelled shards of the checkpoint's vocabulary.
+        on_progress: called with the number of pictures done since the last call.
+
+    Raises:
+        ShardError, CheckpointError: vocabularies differ, or there is nothing to measure.
+    """
+    vocabulary = tagger.vocabulary
+    for name, other in compare.items():
+        if other.vocabulary.hash != vocabulary.hash:
+            raise CheckpointError(
+                f"{other.checkpoint.uri} ({name}): vocabulary {other.vocabulary.hash[:8]}, "
+                f"{tagger.checkpoint.uri} has {vocabulary.hash[:8]}; compare checkpoints of one vocabulary"
+            )
+    check_vocabulary(folder, vocabulary, tagger.checkpoint.uri)
+    rows = Rows(folder)
+    if not len(rows):
+        raise ShardError(f"{folder.uri}: no pictures to measure; run preprocess.py on a corpus with readable pictures")
+    asked = [p for p in PROTOCOLS if columns(vocabulary, p) and p != "zsl_asked_all"]
+    scorers: dict[str, tuple[Tagger, Scorer]] = {
+        "sigrl": (tagger, tagger.score),
+        "clip_global": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=False)),
+        "clip_global_local": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=True)),
+        **{name: (other, other.score) for name, other in compare.items()},
+    }
+    collected: dict[str, dict[str, list[np.ndarray]]] = {name: {p: [] for p in asked} for name in scorers}
+    uris: list[str] = []
+    states: list[np.ndarray] = []
+    for batch in batches_of(rows, tagger.recogniser.backbone.image_size):
+        uris += batch.uris
+        states.append(batch.states_BC.numpy())
+        tokens = {id(t): t.encode(_pixels(batch)) for t in {id(t): t for t, _ in scorers.values()}.values()}
+        for name, (owner, score) in scorers.items():
+            for protocol in asked:
+                collected[name][protocol].append(score(tokens[id(owner)], asked_vocabulary(vocabulary, protocol)))
+        on_progress(len(batch.uris))
+    states_NC = np.concatenate(states)
+    scores = {name: {p: np.concatenate(parts) for p, parts in by.items()} for name, by in collected.items()}
+    if "zsl" in asked:
+        for by in scores.values():
+            by["zsl_asked_all"] = by["gzsl"][:, vocabulary.positions("unseen")]
+    metrics = {
+        "rows": [{"name": name, **_measured(by, states_NC, vocabulary)} for name, by in scores.items()],
+        "per_label": {
+            name: dict(zip(vocabulary.names, average_precision(by["gzsl"], states_NC).tolist(), strict=True))
+            for name, by in scores.items()
+        },
+        "pictures": len(uris),
+        "labels": {"seen": len(vocabulary.positions("seen")), "unseen": len(vocabulary.positions("unseen"))},
+        "vocabulary_hash": vocabulary.hash,
+        "data": folder.uri,
+        "checkpoints": {"sigrl": tagger.checkpoint.uri, **{name: t.checkpoint.uri for name, t in compare.items()}},
+    }
+    return Evaluation(metrics=metrics, vocabulary=vocabulary, uris=uris, states_NC=states_NC, scores=scores)
+
+
+def asked_vocabulary(vocabulary: Vocabulary, protocol: str) -> Vocabulary:
+    return vocabulary if protocol == "gzsl" else vocabulary.subset("seen" if protocol == "seen" else "unseen")
+
+
+@torch.no_grad()
+def clip_scores(tagger: Tagger, tokens_BNW: Tensor, vocabulary: Vocabulary, *, local: bool) -> np.ndarray:
+    """Zero-shot CLIP, before any training: cosine of class token and text, or that and the best patches combined."""
+    labels_CD = tagger.embed(vocabulary)
+    glob_BD, patches_BPD = tagger.recogniser.teacher(tokens_BNW)
+    global_BC = scoring.global_scores(torch.nn.functional.normalize(glob_BD, dim=-1), labels_CD)
+    if not local:
+        return global_BC.cpu().numpy()
+    local_BC = scoring.local_scores(patches_BPD, labels_CD, tagger.checkpoint.config.scoring.patches_kept)
+    return scoring.combine(local_BC, global_BC).cpu().numpy()
+
+
+def check_vocabulary(folder: ShardFolder, vocabulary: Vocabulary, checkpoint_uri: str) -> None:
+    """Raises ShardError where shards and checkpoint do not speak of the same labels."""
+    if folder.vocabulary.hash != vocabulary.hash:
+        raise ShardError(
+            f"{folder.uri}: vocabulary {folder.vocabulary.hash[:8]} ({len(folder.vocabulary)} labels), "
+            f"{checkpoint_uri} expects {vocabulary.hash[:8]} ({len(vocabulary)} labels); "
+            "run preprocess.py with --vocabulary set to the checkpoint's vocabulary.json"
+        )
+
+
+def batches_of(rows: Rows, size: int) -> Iterable[Batch]:
+    """All rows in order, decoded."""
+    return epoch_batches(rows, np.arange(len(rows)), BATCH_SIZE, Slice(), lambda numbers: picture_batch(rows, numbers, size))
+
+
+def validate(
+    recogniser: Recogniser, batches: Iterable[Batch], labels_CD: Tensor, positions: Sequence[int]
+) -> dict[str, float]:
+    """mAP over the seen labels during training; each worker scores its rows, all of them count once."""
+    mine: list[tuple[np.ndarray, np.ndarray]] = []
+    with torch.no_grad():
+        for batch in batches:
+            keep = batch.weight_B.numpy() > 0
+            scores_BC = recogniser(tokens_of(recogniser, batch), labels_CD).scores.scores_BC
+            mine.append((scores_BC.float().cpu().numpy()[keep], batch.states_BC.numpy()[keep][:, list(positions)]))
+    pairs = list(itertools.chain.from_iterable(gather_rows(mine)))
+    if not pairs:
+        return {}
+    scores_NC, states_NC = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return {"validation/map": mean_average_precision(scores_NC, states_NC)}
+
+
+def _measured(by: dict[str, np.ndarray], states_NC: np.ndarray, vocabulary: Vocabulary) -> dict[str, dict[str, float]]:
+    result = {}
+    for protocol, scores in by.items():
+        truth = states_NC[:, columns(vocabulary, protocol)]
+        result[protocol] = {"map": mean_average_precision(scores, truth)}
+        for k in TOP_K:
+            at = precision_recall_f1_at_k(scores, truth, k)
+            result[protocol] |= {f"f1@{k}": at.f1, f"p@{k}": at.precision, f"r@{k}": at.recall}
+    return result
+
+
+def _pixels(batch: Batch) -> Tensor:
+    assert batch.pixels_BHWC is not None
+    return batch.pixels_BHWC

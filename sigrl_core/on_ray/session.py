@@ -1,0 +1,55 @@
+"""Joins the Ray cluster there is, or starts one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from pathlib import Path
+
+import ray
+import ray.data
+
+_CHECKOUT = Path(__file__).resolve().parents[2]  # or the folder of installed packages
+
+
+def connect(*, dashboard: bool = False, log_to_driver: bool = False, object_store_bytes: int = 500_000_000) -> None:
+    """Connects this process to Ray; does nothing when it already is. Needs no network.
+
+    With `RAY_ADDRESS` set, as inside `ray job submit`, joins that cluster and leaves its settings alone. Else starts a
+    private one that ends with this process.
+
+    Args:
+        dashboard: the private cluster serves its dashboard; training inside a search needs that for its clean-up.
+        log_to_driver: shows what workers print.
+        object_store_bytes: size of the private cluster's shared memory.
+    """
+    if ray.is_initialized():
+        return
+    _quieten()
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR)
+        return
+    # Workers import this very code, whatever folder the command was called from and whether it is installed or not.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves beside anything else on the machine
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        # Ray asks for a token by default, and would write one into the home folder that other clusters then ask for.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ray.init(
+        # Logical: every actor pool of a pipeline holds its share, and with fewer than four, pools wait for each other.
+        num_cpus=max(4, os.cpu_count() or 1),
+        include_dashboard=dashboard,
+        object_store_memory=object_store_bytes,
+        log_to_driver=log_to_driver,
+        logging_level=logging.ERROR,
+    )
+
+
+def _quieten() -> None:
+    """Keeps Ray's own progress and second copies of errors off the terminal; its session folder has them all."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)

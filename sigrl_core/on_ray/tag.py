@@ -1,0 +1,167 @@
+"""Folder of pictures -> tags: one row for every picture listed, in the listing's order.
+
+    OUT/tags/00000.parquet   rows of TAGS_SCHEMA, one file a part
+    OUT/tags.jsonl           the same rows, as lines
+    OUT/manifest.json        written last: counts, errors by reason, hashes of model, vocabulary and files
+    OUT/plan.json            what the folder was started with, so that the same command can go on
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import sigrl_core
+from sigrl_core import storage
+from sigrl_core.checkpoint import load_checkpoint
+from sigrl_core.config import TagConfig
+from sigrl_core.corpora.folder import list_corpus
+from sigrl_core.errors import StorageError
+from sigrl_core.on_ray.parts import Work, read_records, run_parts
+from sigrl_core.on_ray.session import connect
+from sigrl_core.parts import Part, plan_parts
+from sigrl_core.records import seal, sha256_of, to_parquet
+from sigrl_core.tagger import Tagger, Tags
+from sigrl_core.vocabulary import Vocabulary
+
+TAGS_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),  # below `config.images`
+        pa.field("labels", pa.list_(pa.string()), nullable=False),  # best first
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),  # rank within the vocabulary asked
+        pa.field("error", pa.string(), nullable=False),  # one of images.REASONS, or empty
+    ]
+)
+BATCH_SIZE = 32
+
+_WORK = "work"
+
+
+def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
+    """Tags every picture under a folder, or goes on with it, or finds it done; returns the manifest.
+
+    Args:
+        workers: processes that each hold the model.
+
+    Raises:
+        CheckpointError, VocabularyError, CorpusError: an input that cannot be used.
+        StorageError: `config.out` cannot be written, or holds another run.
+    """
+    checkpoint = load_checkpoint(config.checkpoint)
+    vocabulary = checkpoint.vocabulary if config.vocabulary is None else Vocabulary.load(config.vocabulary)
+    images, out = storage.absolute(config.images), storage.absolute(config.out)
+    uris = [row.uri for row in list_corpus(images).rows]
+    parts = plan_parts(len(uris), config.rows_per_part)
+    plan = {
+        "images": images,
+        "listing": sha256_of("\n".join(uris).encode(errors="surrogateescape")),
+        "model": sha256_of(storage.read_bytes(storage.join(checkpoint.uri, "manifest.json"))),
+        "vocabulary": vocabulary.hash,
+        "top_k": config.top_k,
+        "rows_per_part": config.rows_per_part,
+    }
+    _agree_on_plan(out, plan)
+    where = storage.join(out, "manifest.json")
+    if storage.exists(where):
+        return storage.read_json(where)
+    connect()
+    make_work = partial(_worker, storage.absolute(config.checkpoint), vocabulary, config.top_k, images, out, uris)
+    commits = storage.join(out, _WORK, "commits")
+    run_parts(parts, make_work, commits, label="tag", actors=True, workers=min(workers, len(parts)))
+    return _finish(out, plan, parts, commits)
+
+
+def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
+    where = storage.join(out, "plan.json")
+    if not storage.exists(where):
+        if storage.exists(out) and storage.list_files(out):
+            raise StorageError(f"{out}: holds files of something else (no plan.json); choose another --out")
+        storage.write_json(where, plan)
+        return
+    noted = storage.read_json(where)
+    if differing := [key for key in plan if noted.get(key) != plan[key]]:
+        raise StorageError(
+            f"{out}: was started with another {differing[0]}; delete the folder or choose another --out"
+        )
+
+
+def _worker(checkpoint: str, vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]) -> Work:
+    tagger = Tagger.load(checkpoint)
+    return partial(_tag_part, tagger, vocabulary, top_k, images, out, uris)
+
+
+def _tag_part(
+    tagger: Tagger, vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str], part: Part
+) -> dict[str, Any]:
+    mine = uris[part.start : part.stop]
+    results: list[Tags] = []
+    for start in range(0, len(mine), BATCH_SIZE):
+        results += _tag_batch(tagger, vocabulary, top_k, images, mine[start : start + BATCH_SIZE])
+    table = pa.table(
+        {
+            "uri": mine,
+            "labels": [tags.labels for tags in results],
+            "scores": [tags.scores for tags in results],
+            "error": [tags.error for tags in results],
+        },
+        schema=TAGS_SCHEMA,
+    )
+    name = f"tags/{part.name}.parquet"
+    data = to_parquet(table)
+    storage.write_bytes(storage.join(out, name), data)
+    errors = Counter(tags.error for tags in results if tags.error)
+    return {"name": name, "rows": len(mine), "sha256": sha256_of(data), "errors": dict(sorted(errors.items()))}
+
+
+def _tag_batch(tagger: Tagger, vocabulary: Vocabulary, top_k: int, images: str, uris: list[str]) -> list[Tags]:
+    pictures: list[bytes] = []
+    unreachable: set[int] = set()
+    for number, uri in enumerate(uris):
+        try:
+            pictures.append(storage.read_bytes(storage.locate(images, uri)))
+        except StorageError as error:
+            if storage.is_transient(error):
+                raise
+            unreachable.add(number)
+    tagged = iter(tagger.tag(pictures, vocabulary, top_k))
+    missing = Tags(labels=[], scores=[], error="unreachable")
+    return [missing if number in unreachable else next(tagged) for number in range(len(uris))]
+
+
+def _finish(out: str, plan: dict[str, Any], parts: list[Part], commits: str) -> dict[str, Any]:
+    records = read_records(parts, commits)
+    lines: list[str] = []
+    errors: Counter[str] = Counter()
+    for record in records:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(out, record["name"]))))
+        lines += [_line(row) for row in table.to_pylist()]
+        errors.update(record["errors"])
+    storage.write_bytes(storage.join(out, "tags.jsonl"), "".join(lines).encode())
+    manifest = seal(
+        {
+            "schema_version": 1,
+            "kind": "tags",
+            "code_version": sigrl_core.__version__,
+            "rows": sum(record["rows"] for record in records),
+            "tagged": sum(record["rows"] for record in records) - errors.total(),
+            "errors": dict(sorted(errors.items())),
+            "parts": [{key: record[key] for key in ("name", "rows", "sha256")} for record in records],
+            **plan,
+        }
+    )
+    storage.write_json(storage.join(out, "manifest.json"), manifest)
+    storage.remove(storage.join(out, _WORK))
+    return manifest
+
+
+def _line(row: dict[str, Any]) -> str:
+    tags = [
+        {"label": label, "score": round(score, 6)} for label, score in zip(row["labels"], row["scores"], strict=True)
+    ]
+    line = {"uri": row["uri"], "tags": tags, **({"error": row["error"]} if row["error"] else {})}
+    return json.dumps(line, ensure_ascii=False) + "\n"

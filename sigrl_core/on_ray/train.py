@@ -1,0 +1,256 @@
+"""shards -> checkpoint, data parallel under Ray Train. An adapter: the loop is training.fit.
+
+    OUT/run.json            what this folder trains, and on what; the same command goes on, another one is refused
+    OUT/metrics.jsonl       one line an epoch
+    OUT/tensorboard/        the same as scalars, losses by step
+    OUT/checkpoint/         the best epoch, for evaluate.py, tag.py and serve.py; written when training has ended
+    OUT/state/              Ray Train's own: what resuming needs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig as RayRunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch.utils.tensorboard import SummaryWriter
+
+from sigrl_core import storage
+from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
+from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_training_state
+from sigrl_core.config import RunConfig, ScaleConfig, from_json, to_json
+from sigrl_core.errors import ConfigError, ShardError
+from sigrl_core.evaluation import validate
+from sigrl_core.losses import get_loss
+from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.on_ray.progress import Progress, watched
+from sigrl_core.on_ray.session import connect
+from sigrl_core.records import ShardFolder
+from sigrl_core.tagger import embed_vocabulary
+from sigrl_core.training import Metrics, Task, TrainingState, fit
+
+SELECTION = "selection"
+"""The metric that chooses the best epoch: mAP on the validation pictures, or the epoch's number where there are none."""
+
+
+def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | None, out: str) -> str:
+    """Trains, or goes on training, or finds it done.
+
+    Args:
+        config: the experiment.
+        scale: how many workers, on what.
+        data: shard folder to train on.
+        validation: shard folder to select the best epoch on; None takes the seeded split that `data` keeps.
+        out: folder of this run, local or s3://.
+
+    Returns:
+        Where the checkpoint is.
+
+    Raises:
+        ConfigError: the configuration cannot run, or `out` holds another run.
+        ShardError: `data` or `validation` cannot be used.
+        WeightsError: the backbone's weights are not here.
+    """
+    data, out = storage.absolute(data), storage.absolute(out)
+    validation = storage.absolute(validation) if validation else None
+    folder = ShardFolder.open(data)
+    _check(config, folder, ShardFolder.open(validation) if validation else None)
+    _claim(out, config, folder, validation)
+    result = storage.join(out, "checkpoint")
+    if storage.exists(storage.join(result, "manifest.json")):
+        return result
+    load_backbone(config.backbone)  # missing weights stop here, and a download happens once
+    connect()
+    filesystem, path = storage.filesystem_for(out)
+    with watched("train", _total_steps(config, folder, validation)) as progress:
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={
+                "config": to_json(config),
+                "data": data,
+                "validation": validation,
+                "out": out,
+                "progress": progress,
+            },
+            torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=scale.workers, use_gpu=scale.gpus, resources_per_worker={"CPU": scale.cpus_per_worker}
+            ),
+            run_config=RayRunConfig(
+                name="state",
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=2),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
+                ),
+            ),
+        )
+        fitted = trainer.fit()
+    best = fitted.get_best_checkpoint(SELECTION, "max") if fitted.best_checkpoints else fitted.checkpoint
+    assert best is not None
+    with best.as_directory() as folder_of_best:
+        _publish(Path(folder_of_best) / "checkpoint", result)
+    return result
+
+
+def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder | None) -> None:
+    get_loss(config.loss.kind)
+    if not folder.vocabulary.positions("seen"):
+        raise ShardError(f"{folder.uri}: its vocabulary has no seen labels; run preprocess.py with labels to train on")
+    if validation and validation.vocabulary.hash != folder.vocabulary.hash:
+        raise ShardError(
+            f"{validation.uri}: vocabulary {validation.vocabulary.hash[:8]}, {folder.uri} has {folder.vocabulary.hash[:8]}; "
+            f"run preprocess.py with --vocabulary {folder.uri}/vocabulary.json"
+        )
+
+
+def _claim(out: str, config: RunConfig, folder: ShardFolder, validation: str | None) -> None:
+    """Writes what the folder trains, or checks that it is the same."""
+    run = {
+        "config": json.loads(to_json(config)),
+        "data": folder.uri,
+        "data_sha256": folder.manifest["sha256"],
+        "validation": validation,
+    }
+    where = storage.join(out, "run.json")
+    if not storage.exists(where):
+        storage.make_folder(out)
+        storage.write_json(where, run)
+    elif (found := storage.read_json(where)) != run:
+        differing = sorted(_flat(found).items() ^ _flat(run).items())[0][0]
+        raise ConfigError(f"{out}: holds a training with another {differing}; choose another --out or delete the folder")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def _publish(folder: Path, result: str) -> None:
+    """Copies the best epoch's checkpoint to its place, its manifest last."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "manifest.json"):
+        storage.write_bytes(storage.join(result, path.name), path.read_bytes())
+
+
+# ---- on every worker ----
+
+
+def _train_worker(setup: dict[str, Any]) -> None:
+    config = from_json(RunConfig, setup["config"], "train")
+    context = ray.train.get_context()
+    mine = Slice(rank=context.get_world_rank(), workers=context.get_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    folder = ShardFolder.open(setup["data"])
+    seen = folder.vocabulary.positions("seen")
+    recogniser = Recogniser.start(load_backbone(config.backbone), config).to(device)
+    labels_CD = embed_vocabulary(recogniser.backbone, folder.vocabulary.subset("seen"), config.backbone.prompt_template)
+    training_rows, validation_rows = _rows(folder, setup["validation"], seen)
+    train_batches = _Source(training_rows, recogniser, config, mine)
+    validation_batches = _Source(validation_rows, recogniser, config, mine)
+    task = Task(labels_CD=labels_CD, positions=seen, steps_per_epoch=num_steps(len(training_rows), config.training.batch_size))
+    state = TrainingState.start(recogniser, config)
+    if (earlier := ray.train.get_checkpoint()) is not None:
+        with earlier.as_directory() as saved:
+            progress = load_training_state(Path(saved), recogniser, state.optimiser)
+            state.epoch, state.step = progress["epoch"], progress["step"]
+    log = _Log(setup["out"], setup["progress"], state.step) if mine.rank == 0 else None
+
+    def report(metrics: Metrics, now: TrainingState) -> None:
+        metrics = {**metrics, SELECTION: metrics.get("validation/map", float(now.epoch))}
+        with tempfile.TemporaryDirectory() as local:
+            checkpoint = None
+            if log is not None:
+                log.epoch(metrics)
+                save_checkpoint(Path(local) / "checkpoint", recogniser, config, folder.vocabulary, metrics)
+                save_training_state(Path(local), now.optimiser, {"epoch": now.epoch, "step": now.step})
+                checkpoint = ray.train.Checkpoint.from_directory(local)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{now.epoch:04d}")
+
+    fit(
+        state,
+        task,
+        lambda epoch: train_batches.shuffled(epoch),
+        lambda model: validate(model, validation_batches.in_order(), labels_CD, seen),
+        report,
+        config,
+        on_step=log.step if log else lambda step, metrics: None,
+    )
+
+
+def _rows(folder: ShardFolder, validation: str | None, seen: list[int]) -> tuple[Rows, Rows]:
+    """Rows to train on, without those that show nothing seen, and rows to validate on."""
+    if validation:
+        return Rows(folder, "all", seen), Rows(ShardFolder.open(validation))
+    return Rows(folder, "train", seen), Rows(folder, "validation")
+
+
+def _total_steps(config: RunConfig, folder: ShardFolder, validation: str | None) -> int:
+    rows, _ = _rows(folder, validation, folder.vocabulary.positions("seen"))
+    steps = config.training.epochs * num_steps(len(rows), config.training.batch_size)
+    return min(steps, config.training.max_steps or steps)
+
+
+class _Source:
+    """Batches of one set of rows for this worker: from pictures, or from features held in memory."""
+
+    def __init__(self, rows: Rows, recogniser: Recogniser, config: RunConfig, mine: Slice) -> None:
+        self.rows, self.config, self.mine = rows, config.training, mine
+        self.size = recogniser.backbone.image_size
+        self.held: HeldFeatures | None = None
+        if self.config.hold_features and len(rows):
+            device = recogniser.device
+            self.held = HeldFeatures.compute(rows, self.size, lambda pixels: recogniser.backbone.encode_frozen(pixels.to(device)))
+
+    def shuffled(self, epoch: int):
+        seed = (self.config.seed, epoch)
+        return self._batches(self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed))
+
+    def in_order(self):
+        return self._batches(np.arange(len(self.rows)), lambda numbers: picture_batch(self.rows, numbers, self.size))
+
+    def _batches(self, order: np.ndarray, from_pictures: Any):
+        make = self.held.batch if self.held else from_pictures
+        return epoch_batches(self.rows, order, self.config.batch_size, self.mine, make)
+
+
+class _Log:
+    """What the first worker writes for people: metrics.jsonl, TensorBoard, the progress line."""
+
+    def __init__(self, out: str, progress: Progress, step: int) -> None:
+        self.out, self.progress, self.last_step = out, progress, step
+        filesystem, path = storage.filesystem_for(out)
+        self.local = Path(path if filesystem.type_name == "local" else tempfile.mkdtemp())
+        self.upload = filesystem.type_name != "local"
+        self.writer = SummaryWriter(str(self.local / "tensorboard"), purge_step=step)
+        where = storage.join(out, "metrics.jsonl")
+        self.lines = storage.read_bytes(where).decode().splitlines() if step and storage.exists(where) else []
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"step/{name}", value, step)
+        self.progress.advance(step - self.last_step, f"loss {metrics['loss']:.4f}")
+        self.last_step = step
+
+    def epoch(self, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, int(metrics["epoch"]))
+        self.writer.flush()
+        self.lines = [line for line in self.lines if json.loads(line)["epoch"] < metrics["epoch"]]
+        self.lines.append(json.dumps(metrics, sort_keys=True))
+        storage.write_bytes(storage.join(self.out, "metrics.jsonl"), ("\n".join(self.lines) + "\n").encode())
+        if self.upload:
+            for path in (self.local / "tensorboard").iterdir():
+                storage.write_bytes(storage.join(self.out, "tensorboard", path.name), path.read_bytes())

@@ -1,0 +1,55 @@
+"""How far long work is: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Advance(Protocol):
+    """Called with how much was done since the last call, and a word on how it goes."""
+
+    def __call__(self, count: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress_line(label: str, total: int, *, done: int = 0, unit: str = "rows") -> Iterator[Advance]:
+    """Shows progress on stderr while the body runs.
+
+    Args:
+        label: what the line starts with.
+        total: how much there is to do.
+        done: how much of it an earlier run did.
+        unit: what is counted.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, initial=done, desc=label, unit=f" {unit}", dynamic_ncols=True) as bar:
+
+            def move(count: int, note: str = "") -> None:
+                bar.set_postfix_str(note, refresh=False)
+                bar.update(count)
+
+            yield move
+        return
+    started, last, first = time.monotonic(), -SECONDS_BETWEEN_LINES, done
+
+    def tell(count: int, note: str = "") -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or done == total:
+            rate = (done - first) / max(now - started, 1e-9)
+            tail = f", {note}" if note else ""
+            print(f"{label}: {done} of {total} {unit}, {rate:.1f} {unit}/s{tail}", file=sys.stderr, flush=True)
+            last = now
+
+    if done:
+        print(f"{label}: {done} of {total} {unit} were done before", file=sys.stderr, flush=True)
+    yield tell

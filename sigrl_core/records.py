@@ -1,0 +1,249 @@
+"""The shard folder, what `preprocess.py` writes and training reads:
+
+    manifest.json            written last: counts, hashes, the configuration; without it the folder is not finished
+    vocabulary.json          the labels, in the order of every C axis
+    shards/00000.parquet     rows of SHARD_SCHEMA: one decoded, shrunk, once-only picture each
+    quarantine.parquet       rows of QUARANTINE_SCHEMA: what could not be used, and why
+    plan.json                what the folder was started with, so that the same command can go on
+
+rows_in = rows_out + quarantined + duplicates, always. `python -m sigrl_core.records FOLDER` checks every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sigrl_core import storage
+from sigrl_core.errors import ShardError, SigrlError, StorageError
+from sigrl_core.vocabulary import Vocabulary
+
+PRESENT, ABSENT, UNKNOWN = 1, -1, 0
+
+SCHEMA_VERSION = 1
+
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),  # as the corpus names it; below `config.images` if relative
+        pa.field("sha256", pa.string(), nullable=False),  # of the source file's bytes, hexadecimal
+        pa.field("image", pa.binary(), nullable=False),  # JPEG
+        pa.field("width", pa.int32(), nullable=False),  # of that JPEG, in pixels
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("label_states", pa.binary(), nullable=False),  # C signed bytes in vocabulary order
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("uri", "reason", "detail")])
+
+_AGAIN = "run preprocess.py again"
+
+
+def encode_states(states_C: np.ndarray) -> bytes:
+    """Label states as they lie in a shard row: one signed byte per label."""
+    return np.asarray(states_C, dtype=np.int8).tobytes()
+
+
+def decode_states(column: pa.Array | pa.ChunkedArray, num_labels: int) -> np.ndarray:
+    """The `label_states` column as int8 [N, C].
+
+    Raises:
+        ShardError: a row of another length than `num_labels`.
+    """
+    rows = column.to_pylist()
+    for number, row in enumerate(rows):
+        if len(row) != num_labels:
+            raise ShardError(f"row {number}: {len(row)} label states, the vocabulary has {num_labels}; {_AGAIN}")
+    return np.frombuffer(b"".join(rows), dtype=np.int8).reshape(len(rows), num_labels)
+
+
+def count_states(states_NC: np.ndarray, vocabulary: Vocabulary) -> dict[str, dict[str, int]]:
+    """How often each label is present, absent and unknown."""
+    counts = {"present": PRESENT, "absent": ABSENT, "unknown": UNKNOWN}
+    totals = {key: (states_NC == state).sum(axis=0).tolist() for key, state in counts.items()}
+    return {name: {key: totals[key][c] for key in counts} for c, name in enumerate(vocabulary.names)}
+
+
+def in_validation(sha256: str, seed: int, fraction: float) -> bool:
+    """Whether a picture belongs to the validation split: by its content, so the same picture always does."""
+    digest = hashlib.sha256(f"{seed}:{sha256}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file, the same bytes for the same table; pictures are not compressed twice."""
+    sink = pa.BufferOutputStream()
+    compression: Any = {name: "none" if name == "image" else "zstd" for name in table.column_names}
+    pq.write_table(
+        table,
+        sink,
+        compression=compression,
+        use_dictionary=False,
+        row_group_size=max(1, table.num_rows),
+        write_statistics=False,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the hash of everything else in it, so that a changed number is noticed."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**content, "sha256": sha256_of(json.dumps(content, sort_keys=True).encode())}
+
+
+@dataclass
+class ShardFolder:
+    """A finished shard folder; make one with `open`."""
+
+    uri: str
+    manifest: dict[str, Any]
+    vocabulary: Vocabulary
+    _checked: set[int] = field(default_factory=set, repr=False)
+
+    @classmethod
+    def open(cls, uri: str) -> ShardFolder:
+        """Reads the manifest and the vocabulary and looks whether the files are there; `read_shard` checks their bytes.
+
+        Raises:
+            ShardError: not a finished shard folder, or one that was altered.
+        """
+        folder = cls(uri, _read_manifest(uri), _read_vocabulary(uri))
+        folder._check_manifest()
+        return folder
+
+    @property
+    def num_rows(self) -> int:
+        return self.manifest["rows_out"]
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of each shard, in order."""
+        return [shard["rows"] for shard in self.manifest["shards"]]
+
+    def read_shard(self, i: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The `i`-th shard, all columns or those named; the first read of each checks the whole file's hash.
+
+        Raises:
+            ShardError: the file is not the one the manifest lists.
+        """
+        shard = self.manifest["shards"][i]
+        name = f"shards/{shard['name']}"
+        try:
+            if i in self._checked:
+                filesystem, path = storage.filesystem_for(storage.join(self.uri, name))
+                with filesystem.open_input_file(path) as file:
+                    return pq.ParquetFile(file).read(columns and list(columns))
+            data = storage.read_bytes(storage.join(self.uri, name))
+            self._check(name, "sha256", sha256_of(data)[:12], shard["sha256"][:12])
+            table = pq.read_table(pa.BufferReader(data))
+        except (StorageError, pa.ArrowException, OSError) as error:
+            raise ShardError(f"{storage.join(self.uri, name)}: cannot be read ({error}); {_AGAIN}") from error
+        self._check(name, "schema", table.schema.to_string(), SHARD_SCHEMA.to_string())
+        self._check(name, "number of rows", table.num_rows, shard["rows"])
+        self._checked.add(i)
+        return table if columns is None else table.select(list(columns))
+
+    def read_quarantine(self) -> pa.Table:
+        """What could not be used: uri, reason, detail; its bytes checked against the manifest."""
+        listed = self.manifest["quarantine"]
+        data = storage.read_bytes(storage.join(self.uri, listed["name"]))
+        self._check(listed["name"], "sha256", sha256_of(data)[:12], listed["sha256"][:12])
+        table = pq.read_table(pa.BufferReader(data))
+        self._check(listed["name"], "number of rows", table.num_rows, self.manifest["quarantined"])
+        return table
+
+    def verify(self) -> None:
+        """Reads everything and compares all of it with the manifest.
+
+        Raises:
+            ShardError: the first thing that does not agree.
+        """
+        found = [file.path for file in storage.list_files(storage.join(self.uri, "shards"))]
+        listed = [shard["name"] for shard in self.manifest["shards"]]
+        if differing := sorted(set(found) ^ set(listed)):
+            where = "not in the manifest" if differing[0] in found else "missing"
+            raise ShardError(f"{storage.join(self.uri, 'shards', differing[0])}: {where}; {_AGAIN}")
+        self.read_quarantine()
+        totals = count_states(np.zeros((0, len(self.vocabulary)), np.int8), self.vocabulary)
+        seen: set[str] = set()
+        for i in range(len(listed)):
+            table = self.read_shard(i, ["sha256", "label_states"])
+            counts = count_states(decode_states(table["label_states"], len(self.vocabulary)), self.vocabulary)
+            totals = {name: {key: totals[name][key] + counts[name][key] for key in counts[name]} for name in totals}
+            seen.update(table["sha256"].to_pylist())
+        self._check("manifest.json", "label counts", totals, self.manifest["label_counts"])
+        self._check("shards", "number of different pictures", len(seen), self.num_rows)
+
+    def _check_manifest(self) -> None:
+        manifest = self.manifest
+        self._check("vocabulary.json", "hash", self.vocabulary.hash[:12], manifest["vocabulary_hash"][:12])
+        self._check("manifest.json", "rows over all shards", sum(self.shard_rows), manifest["rows_out"])
+        parts = [manifest[key] for key in ("rows_out", "quarantined", "duplicates")]
+        self._check("manifest.json", "rows_out + quarantined + duplicates", sum(parts), manifest["rows_in"])
+        present = {file.path for file in storage.list_files(self.uri, (".parquet",))}
+        for name in [*(f"shards/{shard['name']}" for shard in manifest["shards"]), manifest["quarantine"]["name"]]:
+            if name not in present:
+                raise ShardError(f"{storage.join(self.uri, name)}: listed in manifest.json but missing; {_AGAIN}")
+
+    def _check(self, name: str, what: str, found: object, expected: object) -> None:
+        if found != expected:
+            raise ShardError(f"{storage.join(self.uri, name)}: {what} is {found}, expected {expected}; {_AGAIN}")
+
+
+def _read_manifest(uri: str) -> dict[str, Any]:
+    where = storage.join(uri, "manifest.json")
+    if not storage.exists(where):
+        if storage.exists(storage.join(uri, "plan.json")):
+            raise ShardError(
+                f"{uri}: preprocess.py has not finished here (no manifest.json); run the same command again"
+            )
+        raise ShardError(f"{uri}: no shard folder here (no manifest.json); make one with preprocess.py --out {uri}")
+    try:
+        manifest = storage.read_json(where)
+    except StorageError as error:
+        raise ShardError(f"{error}; {_AGAIN}") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != "shards":
+        raise ShardError(f"{where}: not the manifest of a shard folder; give a folder that preprocess.py wrote")
+    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
+        raise ShardError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}")
+    if seal(manifest)["sha256"] != manifest.get("sha256"):
+        raise ShardError(f"{where}: changed after it was written; {_AGAIN}")
+    return manifest
+
+
+def _read_vocabulary(uri: str) -> Vocabulary:
+    where = storage.join(uri, "vocabulary.json")
+    try:
+        return Vocabulary.from_rows(storage.read_json(where), where)
+    except (SigrlError, TypeError) as error:
+        raise ShardError(f"{where}: not the vocabulary that was written here ({error}); {_AGAIN}") from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m sigrl_core.records FOLDER`: 0 and the counts, or 1 and what is wrong."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m sigrl_core.records FOLDER", file=sys.stderr)
+        return 2
+    try:
+        folder = ShardFolder.open(arguments[0])
+        folder.verify()
+    except SigrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    counts = {key: folder.manifest[key] for key in ("rows_in", "rows_out", "quarantined", "duplicates", "num_labels")}
+    print(f"{folder.uri}: sound; " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

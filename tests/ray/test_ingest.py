@@ -1,0 +1,172 @@
+"""Preprocessing on a real local Ray: the same bytes whoever works and whatever is killed, and every row accounted for."""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sigrl_core.config import PreprocessConfig
+from sigrl_core.errors import CorpusError, StorageError
+from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.records import ShardFolder, decode_states
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+PIPELINE = Path(__file__).parents[2] / "pipelines" / "preprocess.py"
+
+
+def config_for(pictures: Path, out: Path, **changes) -> PreprocessConfig:
+    config = PreprocessConfig(corpus="folder", images=str(pictures), out=str(out), short_side=32, rows_per_shard=3)
+    return dataclasses.replace(config, **changes)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """sha256 of every file in a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def read_all(out: Path, column: str) -> list:
+    shards = ShardFolder.open(str(out))
+    return [value for i in range(len(shards.shard_rows)) for value in shards.read_shard(i)[column].to_pylist()]
+
+
+def test_shards_hold_the_corpus_in_order(pictures: Path, tmp_path: Path) -> None:
+    manifest = preprocess(config_for(pictures, tmp_path / "out"))
+    shards = ShardFolder.open(str(tmp_path / "out"))
+    shards.verify()
+    assert shards.manifest == manifest
+    assert shards.shard_rows == [3, 3, 3, 3]
+    assert read_all(tmp_path / "out", "uri") == [f"cat/{i:02d}.jpg" for i in range(6)] + [
+        f"dog/{i:02d}.jpg" for i in range(6, 12)
+    ]
+    assert decode_states(shards.read_shard(0)["label_states"], 2).tolist() == [[1, -1]] * 3
+    assert manifest["label_counts"] == {name: {"present": 6, "absent": 6, "unknown": 0} for name in ("cat", "dog")}
+    assert {
+        min(row) for row in zip(read_all(tmp_path / "out", "width"), read_all(tmp_path / "out", "height"), strict=True)
+    } == {32}
+    assert sorted(fingerprint(tmp_path / "out")) == [
+        "manifest.json", "plan.json", "quarantine.parquet", *(f"shards/0000{i}.parquet" for i in range(4)), "vocabulary.json"
+    ]  # fmt: skip
+
+
+def test_duplicates_and_quarantine_are_accounted_for_whoever_works(pictures: Path, tmp_path: Path) -> None:
+    shutil.copy(pictures / "cat/00.jpg", pictures / "cat/00 again.jpg")  # listed first: a space sorts before a dot
+    shutil.copy(pictures / "cat/01.jpg", pictures / "dog/99.jpg")  # in another part
+    for name in ("06", "07", "08"):  # a whole part of duplicates
+        shutil.copy(pictures / f"dog/{name}.jpg", pictures / f"zebra-{name}.jpg")
+    (pictures / "cat/text.jpg").write_text("not a picture")
+    (pictures / "cat/empty.jpg").touch()
+    (pictures / "dog/half.jpg").write_bytes((pictures / "dog/06.jpg").read_bytes()[:300])
+    (pictures / "dog/gone.jpg").symlink_to("nowhere")
+    outs = [tmp_path / "one", tmp_path / "three"]
+    manifests = [preprocess(config_for(pictures, out), workers) for out, workers in zip(outs, (1, 3), strict=True)]
+    assert fingerprint(outs[0]) == fingerprint(outs[1])
+    counts = {key: manifests[0][key] for key in ("rows_in", "rows_out", "quarantined", "duplicates")}
+    assert counts["rows_in"] == 12 + 1 + 1 + 3 + 3 + manifests[0]["rows_in"] - 20
+    assert (counts["rows_out"], counts["duplicates"]) == (12, 5)
+    assert counts["rows_in"] == sum(counts.values()) - counts["rows_in"]
+    uris = read_all(outs[0], "uri")
+    assert "cat/00 again.jpg" in uris
+    assert "cat/00.jpg" not in uris
+    assert "dog/99.jpg" not in uris
+    quarantine = {row["uri"]: row["reason"] for row in ShardFolder.open(str(outs[0])).read_quarantine().to_pylist()}
+    assert quarantine["cat/text.jpg"] == "not_an_image"
+    assert quarantine["cat/empty.jpg"] == "empty"
+    assert quarantine["dog/half.jpg"] == "truncated"
+
+
+def test_the_second_run_finds_it_done(pictures: Path, tmp_path: Path) -> None:
+    config = config_for(pictures, tmp_path / "out")
+    first = preprocess(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    started = time.monotonic()
+    assert preprocess(config) == first
+    assert time.monotonic() - started < 1
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_another_run_in_the_same_folder_is_refused(pictures: Path, tmp_path: Path) -> None:
+    config = config_for(pictures, tmp_path / "out")
+    preprocess(config)
+    with pytest.raises(StorageError, match=r"was started with quality = 90, now quality = 80; delete .* another --out"):
+        preprocess(dataclasses.replace(config, quality=80))
+    shutil.copy(pictures / "cat/00.jpg", pictures / "cat/new.jpg")
+    with pytest.raises(StorageError, match="listing"):
+        preprocess(config)
+    with pytest.raises(StorageError, match="holds files of something else"):
+        preprocess(config_for(pictures, pictures))
+
+
+def test_no_usable_picture(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        (tmp_path / "pictures" / f"{i}.jpg").write_text(f"text {i}")
+    with pytest.raises(CorpusError, match=r"none of 4 pictures can be used \(not_an_image\)"):
+        preprocess(config_for(tmp_path / "pictures", tmp_path / "out"))
+    assert (tmp_path / "out/quarantine.parquet").exists()
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_vocabulary_file_gives_the_order(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "v.json").write_text('[{"label": "okapi", "split": "unseen"}, {"label": "dog"}, {"label": "cat"}]')
+    config = config_for(pictures, tmp_path / "out", vocabulary=str(tmp_path / "v.json"), annotated="seen")
+    preprocess(config)
+    shards = ShardFolder.open(str(tmp_path / "out"))
+    assert shards.vocabulary.names == ["okapi", "dog", "cat"]
+    assert decode_states(shards.read_shard(0)["label_states"], 3).tolist() == [[0, -1, 1]] * 3
+    (tmp_path / "v.txt").write_text("dogs\ncat\n")
+    with pytest.raises(CorpusError, match="did you mean 'dogs'"):
+        preprocess(config_for(pictures, tmp_path / "other", vocabulary=str(tmp_path / "v.txt")))
+
+
+def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small disk"
+    out.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=28k", "none", out], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with pytest.raises(StorageError, match="disk full; free some space and run the same command again"):
+            preprocess(config_for(pictures, out))
+        assert not (out / "manifest.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=1m", out], check=True)
+        assert preprocess(config_for(pictures, out))["rows_out"] == 12
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on_and_writes_the_same_bytes(pictures: Path, tmp_path: Path, make_picture, end: int) -> None:
+    for i in range(12, 60):
+        make_picture(i, 900, 700).save(pictures / "dog" / f"{i}.jpg")
+    out = tmp_path / "killed"
+    config = config_for(pictures, out, rows_per_shard=2)
+    arguments = ["--corpus", "folder", "--images", pictures, "--short-side", "32", "--rows-per-shard", "2"]
+    full = [sys.executable, PIPELINE, *map(str, arguments), "--out", str(out), "--workers", "1"]
+    process = subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("work/done/*.json"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    os.kill(process.pid, end)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-end if end == signal.SIGKILL else 130)
+    if end == signal.SIGINT:
+        assert errors.endswith("interrupted; the same command goes on where it stopped\n")
+    assert not (out / "manifest.json").exists()
+    time.sleep(2)  # a task of the killed cluster may be writing its last part
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("work/done/*.json")}
+    shards = {path.stem: (out / "shards" / f"{path.stem}.parquet").stat().st_mtime_ns for path in kept}
+    preprocess(config)
+    assert {name: (out / "shards" / f"{name}.parquet").stat().st_mtime_ns for name in shards} == shards
+    preprocess(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    assert fingerprint(out) == fingerprint(tmp_path / "whole")

@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+
+from sigrl_core.corpora import CORPORA, Row, get_corpus, label_states
+from sigrl_core.errors import CorpusError
+from sigrl_core.vocabulary import Label, Vocabulary
+
+pytestmark = pytest.mark.unit
+
+
+def write(path, content) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_unknown_corpora_list_the_known_ones() -> None:
+    with pytest.raises(CorpusError, match=", ".join(CORPORA)):
+        get_corpus("voc2")
+
+
+def test_folder_takes_labels_from_sub_folders(pictures) -> None:
+    listing = get_corpus("folder")(str(pictures), None)
+    assert listing.vocabulary.names == ["cat", "dog"]
+    assert [row.uri for row in listing.rows] == sorted(row.uri for row in listing.rows)
+    assert listing.rows[0] == Row("cat/00.jpg", ("cat",))
+    (pictures / "top.PNG").write_bytes(b"")
+    (pictures / "dog" / "deep").mkdir()
+    (pictures / "dog" / "deep" / "1.webp").write_bytes(b"")
+    (pictures / "notes.txt").write_bytes(b"")
+    rows = {row.uri: row.labels for row in get_corpus("folder")(str(pictures), None).rows}
+    assert len(rows) == 14
+    assert rows["top.PNG"] is None
+    assert rows["dog/deep/1.webp"] == ("dog",)
+
+
+def test_flat_folder_has_no_labels(pictures) -> None:
+    listing = get_corpus("folder")(str(pictures / "cat"), None)
+    assert len(listing.vocabulary) == 0
+    assert {row.labels for row in listing.rows} == {None}
+    assert label_states(listing.rows, listing.vocabulary).shape == (6, 0)
+
+
+def test_folder_errors(tmp_path, pictures) -> None:
+    list_corpus = get_corpus("folder")
+    with pytest.raises(CorpusError, match="no such folder"):
+        list_corpus(str(tmp_path / "missing"), None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match=r"no image files with suffixes .jpg, .* under it"):
+        list_corpus(str(tmp_path / "empty"), None)
+    with pytest.raises(CorpusError, match="takes no annotations"):
+        list_corpus(str(pictures), "a.json")
+    with pytest.raises(CorpusError, match="expected the folder"):
+        list_corpus(str(pictures / "cat" / "00.jpg"), None)
+
+
+def test_jsonl(tmp_path) -> None:
+    lines = [
+        '{"uri": "a.jpg", "labels": ["dog", "cat"]}',
+        "",
+        '{"uri": "s3://bucket/b.jpg", "labels": ["cat"], "negatives": ["bird"]}',
+        '{"uri": "c.jpg"}',
+    ]
+    listing = get_corpus("jsonl")(str(tmp_path), write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines)))
+    assert listing.rows == [
+        Row("a.jpg", ("dog", "cat"), None),
+        Row("s3://bucket/b.jpg", ("cat",), ("bird",)),
+        Row("c.jpg", None, None),
+    ]
+    assert listing.vocabulary.names == ["dog", "cat", "bird"]
+    assert label_states(listing.rows, listing.vocabulary).tolist() == [[1, 1, -1], [0, 1, -1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"uri": "a"}\n{"uri": ', "line 2: not valid JSON"),
+        ('{"uri": "a"}\n["a"]', 'line 2: expected an object with a text "uri"'),
+        ('{"url": "a"}', 'text "uri"'),
+        ('{"uri": "a", "label": ["x"]}', "unknown key 'label'; known are uri, labels, negatives"),
+        ('{"uri": "a", "labels": "x"}', "labels must be a list of texts"),
+        ("\n\n", "no rows"),
+        ('{"uri": "a", "labels": ["x", " "]}', "label number 2 is empty"),
+    ],
+)
+def test_jsonl_errors(tmp_path, content: str, message: str) -> None:
+    with pytest.raises(CorpusError, match=message):
+        get_corpus("jsonl")(str(tmp_path), write(tmp_path / "a.jsonl", content))
+
+
+def coco() -> dict:
+    return {
+        "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": "c.jpg"}],
+        "annotations": [
+            {"image_id": 3, "category_id": 90},
+            {"image_id": 3, "category_id": 1, "iscrowd": 1},
+            {"image_id": 3, "category_id": 90},
+            {"image_id": 7, "category_id": 1},
+        ],
+        "categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}],
+    }
+
+
+def test_coco(tmp_path) -> None:
+    listing = get_corpus("coco")(str(tmp_path), write(tmp_path / "a.json", coco()))
+    assert listing.vocabulary.names == ["person", "toothbrush"]
+    assert [row.uri for row in listing.rows] == ["b.jpg", "a.jpg", "c.jpg"]
+    assert label_states(listing.rows, listing.vocabulary).tolist() == [[1, -1], [1, 1], [-1, -1]]
+
+
+def test_coco_errors(tmp_path) -> None:
+    def fails(match: str, content) -> None:
+        with pytest.raises(CorpusError, match=match):
+            get_corpus("coco")(str(tmp_path), write(tmp_path / "a.json", content))
+
+    with pytest.raises(CorpusError, match="add --annotations"):
+        get_corpus("coco")(str(tmp_path), None)
+    with pytest.raises(CorpusError, match="no such file"):
+        get_corpus("coco")(str(tmp_path), str(tmp_path / "missing.json"))
+    fails("line 2", '{"images":\n oops')
+    fails("no list 'categories'", [])
+    fails(
+        r"annotations\[4\] has category_id 5",
+        coco() | {"annotations": [*coco()["annotations"], {"image_id": 3, "category_id": 5}]},
+    )
+    fails(r"images\[0\] has no file_name", coco() | {"images": [{"id": 1}]})
+    fails("images is empty", coco() | {"images": []})
+    fails("listed more than once", coco() | {"categories": [{"id": 1, "name": "x"}, {"id": 90, "name": "x"}]})
+
+
+def test_unseen_labels_stay_unknown_when_only_seen_ones_were_annotated() -> None:
+    vocabulary = Vocabulary((Label(name="cat"), Label(name="okapi", split="unseen"), Label(name="dog")))
+    rows = [Row("a", ("cat",)), Row("b", ("okapi",)), Row("c", None), Row("d", (), ("okapi",))]
+    states = label_states(rows, vocabulary, "seen")
+    assert states.dtype == np.int8
+    assert states.tolist() == [[1, 0, -1], [-1, 1, -1], [0, 0, 0], [0, -1, 0]]
+    assert label_states(rows[:1], vocabulary, "all").tolist() == [[1, -1, -1]]
+
+
+def test_labels_that_the_vocabulary_lacks() -> None:
+    vocabulary = Vocabulary.of(["traffic light", "dog"])
+    with pytest.raises(CorpusError, match=r"x.jpg: label 'trafic light' .* did you mean 'traffic light'"):
+        label_states([Row("x.jpg", ("trafic light",))], vocabulary)
+    with pytest.raises(CorpusError, match="of 2 labels"):
+        label_states([Row("x.jpg", ("zebra",))], vocabulary)
+    with pytest.raises(CorpusError, match="both in labels and in negatives"):
+        label_states([Row("x.jpg", ("dog",), ("dog",))], vocabulary)

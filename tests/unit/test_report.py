@@ -1,0 +1,252 @@
+"""The report: every section, and the odd evaluations that must not break it."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from sigrl_core import records
+from sigrl_core.checkpoint import Checkpoint
+from sigrl_core.config import BackboneConfig, GraphConfig, ReconstructionConfig, RunConfig
+from sigrl_core.errors import ShardError
+from sigrl_core.evaluation import Evaluation, evaluate
+from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.records import ShardFolder
+from sigrl_core.report import print_table, write_report
+from sigrl_core.report.charts import ticks
+from sigrl_core.report.label_graph import SIZE, layout, spread
+from sigrl_core.tagger import Tagger
+from sigrl_core.vocabulary import Label, Vocabulary
+
+pytestmark = pytest.mark.unit
+
+ATTACK = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
+HISTORY = [
+    {
+        "epoch": epoch,
+        "train/loss": 3.0 / epoch,
+        "train/ranking": 2.9 / epoch,
+        "train/distillation": 0.1 / epoch,
+        "train/seconds": 12.0,
+        "train/data_wait_s": 0.5,
+        "validation/map": 0.3 + 0.1 * epoch,
+        "selection": 0.3 + 0.1 * epoch,
+    }
+    for epoch in (1, 2, 3)
+]
+
+
+def vocabulary_of(seen: Sequence[str], unseen: Sequence[str] = ()) -> Vocabulary:
+    return Vocabulary((*(Label(name=n) for n in seen), *(Label(name=n, split="unseen") for n in unseen)))
+
+
+def shards(root: Path, vocabulary: Vocabulary, states_NC: np.ndarray, rows_per_shard: int = 5) -> ShardFolder:
+    """A shard folder of plain coloured pictures with these label states."""
+    (root / "shards").mkdir(parents=True)
+    rows = []
+    for number, states_C in enumerate(states_NC):
+        stream = io.BytesIO()
+        Image.new("RGB", (64, 48), (40 * number % 256, 90, 160)).save(stream, "JPEG")
+        row = {"uri": f"{number:03d}.jpg", "sha256": f"{number:064x}", "image": stream.getvalue()}
+        rows.append({**row, "width": 64, "height": 48, "label_states": records.encode_states(states_C)})
+    listed = []
+    for start in range(0, len(rows), rows_per_shard):
+        table = pa.Table.from_pylist(rows[start : start + rows_per_shard], records.SHARD_SCHEMA)
+        data, name = records.to_parquet(table), f"{len(listed):05d}.parquet"
+        (root / "shards" / name).write_bytes(data)
+        listed.append({"name": name, "rows": table.num_rows, "sha256": records.sha256_of(data)})
+    quarantine = records.to_parquet(records.QUARANTINE_SCHEMA.empty_table())
+    (root / "quarantine.parquet").write_bytes(quarantine)
+    (root / "vocabulary.json").write_text(vocabulary.to_json())
+    manifest = {
+        "kind": "shards",
+        "schema_version": records.SCHEMA_VERSION,
+        "vocabulary_hash": vocabulary.hash,
+        "num_labels": len(vocabulary),
+        "rows_in": len(rows),
+        "rows_out": len(rows),
+        "quarantined": 0,
+        "duplicates": 0,
+        "validation": {"seed": 0, "fraction": 0.1},
+        "quarantine": {"name": "quarantine.parquet", "sha256": records.sha256_of(quarantine)},
+        "shards": listed,
+        "label_counts": records.count_states(states_NC, vocabulary),
+    }
+    (root / "manifest.json").write_text(json.dumps(records.seal(manifest)))
+    return ShardFolder.open(str(root))
+
+
+def tagger_of(vocabulary: Vocabulary, reconstructs: bool = True) -> Tagger:
+    """An untrained model of random weights."""
+    config = RunConfig(
+        backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2),
+        graph=GraphConfig(hidden=8, heads=2, residual=True),
+        reconstruction=ReconstructionConfig(enabled=reconstructs),
+    )
+    recogniser = Recogniser.start(load_backbone(config.backbone), config)
+    return Tagger(Checkpoint(uri="runs/a & b", recogniser=recogniser, config=config, vocabulary=vocabulary, metrics={}))
+
+
+def random_states(pictures: int, labels: int) -> np.ndarray:
+    states_NC = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (pictures, labels), p=[0.7, 0.3])
+    states_NC[np.arange(labels) % pictures, np.arange(labels)] = 1  # every label occurs
+    return states_NC
+
+
+def example(
+    root: Path, vocabulary: Vocabulary, states_NC: np.ndarray, compare: bool = False, reconstructs: bool = True
+) -> tuple[Evaluation, ShardFolder, Tagger]:
+    """What write_report takes, measured by a real model on real shards."""
+    folder, tagger = shards(root / "shards of the test", vocabulary, states_NC), tagger_of(vocabulary, reconstructs)
+    others = {"mkt_style": tagger_of(vocabulary, reconstructs=False)} if compare else {}
+    return evaluate(tagger, others, folder), folder, tagger
+
+
+def page_of(root: Path, *arguments, history: Sequence[dict] = (), **options) -> str:
+    write_report(*example(root, *arguments, **options), list(history), str(root / "out"))
+    return (root / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def rows_of(page: str) -> list[str]:
+    body = page.split('class="headline"')[1].split("<tbody>")[1].split("</tbody>")[0]
+    return re.findall(r'<th scope="row"><span class="name">(.*?)</span>', body)
+
+
+COLOURS = vocabulary_of(["red", "green & blue", ATTACK, "black"], ["white", "grey"])
+
+
+def test_every_section_is_there(tmp_path: Path) -> None:
+    page = page_of(tmp_path, COLOURS, random_states(12, 6), compare=True, history=HISTORY)
+    assert rows_of(page) == ["SigRL", "MKT-style", "CLIP, global", "CLIP, global + local"]
+    assert page.count('role="img"') == 4 + 1 + 1  # training, precision and recall, label graph
+    assert page.count('src="data:image/jpeg;base64,') == page.count('alt="Picture ') == 12
+    assert page.count('class="mark"') == page.count('class="track"') == 6
+    assert "asked with the 2 unseen labels alone" in page
+    assert "asked with all 6 labels, measured on the unseen ones" in page
+    assert COLOURS.hash in page
+    assert "runs/a &amp; b" in page
+
+
+def test_what_comes_from_outside_is_escaped_and_nothing_is_fetched(tmp_path: Path) -> None:
+    page = page_of(tmp_path, COLOURS, random_states(3, 6), history=HISTORY)
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;" in page
+    assert "green &amp; blue" in page
+    assert not re.search(r"""\b(?:src|href)=["'](?!data:|#)|url\(|@import""", page)
+
+
+def test_the_same_evaluation_gives_the_same_bytes(tmp_path: Path) -> None:
+    pieces = example(tmp_path, COLOURS, random_states(7, 6))
+    for out in ("a", "b"):
+        write_report(*pieces, HISTORY, str(tmp_path / out))
+    assert (tmp_path / "a/report.html").read_bytes() == (tmp_path / "b/report.html").read_bytes()
+
+
+def test_without_unseen_labels_nothing_speaks_of_them(tmp_path: Path) -> None:
+    page = page_of(tmp_path, vocabulary_of(["red", "green", "blue"]), random_states(4, 3))
+    assert rows_of(page) == ["SigRL", "CLIP, global", "CLIP, global + local"]
+    headline = page.split('id="headline"')[1].split("</section>")[0]
+    assert "ZSL)" not in headline.replace("GZSL", "")
+    assert "No training history" in page
+
+
+@pytest.mark.parametrize("labels", [1, 2, 5])
+def test_one_picture_and_few_labels(tmp_path: Path, labels: int) -> None:
+    vocabulary = vocabulary_of([f"label {c}" for c in range(labels)])
+    page = page_of(tmp_path, vocabulary, np.ones((1, labels), np.int8), history=HISTORY[:1])
+    assert page.count('alt="Picture ') == 1
+    assert page.count("<rect") == labels
+    assert "nan" not in page.split("<main>")[1]
+
+
+def test_a_measure_without_a_number_is_a_dash(tmp_path: Path) -> None:
+    evaluation, folder, tagger = example(tmp_path, COLOURS, np.full((3, 6), -1, np.int8))
+    assert math.isnan(evaluation.metrics["rows"][0]["gzsl"]["map"])
+    write_report(evaluation, folder, tagger, [{**HISTORY[0], "validation/map": math.nan}], str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert '<td class="first">–</td>' in page
+    assert "No label occurs in these pictures" in page
+    assert "True: none" in page
+    assert "nan" not in page.split("<main>")[1]
+    assert "–" in print_table(evaluation.metrics)
+
+
+def test_tags_are_judged_by_what_is_known(tmp_path: Path) -> None:
+    states_NC = np.array([[1, -1, 0]], np.int8)
+    page = page_of(tmp_path, vocabulary_of(["present", "absent", "unknown"]), states_NC)
+    judged = re.findall(
+        r'<li class="(\w+)"><span aria-hidden="true">(.)</span>.*?<span class="name">(\w+)</span>', page
+    )
+    assert sorted(judged) == [("right", "✓", "present"), ("unknown", "?", "unknown"), ("wrong", "✗", "absent")]
+
+
+def test_many_labels_are_thinned_out(tmp_path: Path) -> None:
+    vocabulary = vocabulary_of(
+        [f"seen {c}" for c in range(90)], [f"a rather long name of an unseen label {c}" for c in range(30)]
+    )
+    page = page_of(tmp_path, vocabulary, random_states(10, 120))
+    assert page.count('class="track"') == 80
+    assert "The 40 best of 120" in page
+    assert page.count('<g class="seen">') == 50
+    assert page.count('<g class="unseen">') == 30
+    assert "Of 120 labels the 80 that occur most often" in page
+
+
+def test_a_model_without_a_label_graph_shows_its_texts(tmp_path: Path) -> None:
+    page = page_of(tmp_path, COLOURS, random_states(5, 6), reconstructs=False)
+    assert "this model has no label graph" in page
+
+
+def test_pictures_of_another_folder_are_refused(tmp_path: Path) -> None:
+    evaluation, folder, tagger = example(tmp_path, COLOURS, random_states(7, 6))
+    evaluation.uris[6] = "other.jpg"
+    with pytest.raises(ShardError, match=r"row 6 is 006\.jpg, but other\.jpg was evaluated"):
+        write_report(evaluation, folder, tagger, [], str(tmp_path / "out"))
+
+
+def test_boxes_of_labels_do_not_touch() -> None:
+    rng = np.random.default_rng(0)
+    nodes_CD, boxes = rng.normal(size=(80, 16)), np.stack([rng.uniform(40, 150, 80), np.full(80, 22.0)], axis=1)
+    edges = [(c, (c + 1) % 80) for c in range(80)]
+    for nodes in (nodes_CD, np.zeros_like(nodes_CD)):
+        found = spread(layout(nodes, edges), boxes)
+        overlap = (boxes[:, None] + boxes) / 2 - np.abs(found[:, None] - found)
+        np.fill_diagonal(overlap[..., 0], -1)
+        assert not (overlap > 0).all(axis=2).any()
+        assert (found - boxes / 2 >= 0).all()
+        assert (found + boxes / 2 <= SIZE).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 100), (0.02, 0.08), (3, 3), (0, 0), (-1, 1e6), (-5, -5), (1, 2)])
+def test_ticks_enclose_the_range(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low <= high <= found[-1]
+    assert 2 <= len(found) <= 8
+
+
+def test_the_table_for_the_terminal() -> None:
+    def protocol(value: float) -> dict[str, float]:
+        return {"map": value, "f1@3": value / 2, "f1@5": value / 4, "p@3": 0.0}
+
+    rows = [
+        {"name": "clip_global", "gzsl": protocol(0.5), "seen": protocol(math.nan)},
+        {"name": "mine", "gzsl": protocol(0.25), "seen": protocol(math.nan)},
+        {"name": "sigrl", "gzsl": protocol(0.5001), "seen": protocol(math.nan)},
+    ]
+    assert print_table({"rows": rows}).splitlines() == [
+        "             All (GZSL)                Seen",
+        "             mAP         F1@3   F1@5   mAP",
+        "-----------  ----------  -----  -----  ----",
+        "sigrl        50.0*       25.0*  12.5*  –",
+        "clip_global  50.0*       25.0*  12.5*  –",
+        "mine         25.0        12.5   6.2    –",
+    ]

@@ -1,0 +1,63 @@
+import pytest
+
+from sigrl_core.errors import VocabularyError
+from sigrl_core.vocabulary import Label, Vocabulary
+
+pytestmark = pytest.mark.unit
+
+MIXED = Vocabulary((Label(name="cat"), Label(name="okapi", split="unseen", prompts=("an okapi",)), Label(name="dog")))
+
+
+def test_order_splits_and_positions() -> None:
+    assert MIXED.names == ["cat", "okapi", "dog"]
+    assert MIXED.index["dog"] == 2
+    assert MIXED.positions("seen") == [0, 2]
+    assert MIXED.subset("unseen").names == ["okapi"]
+    assert len(Vocabulary(())) == 0
+
+
+def test_json_round_trip_keeps_the_hash() -> None:
+    again = Vocabulary.parse(MIXED.to_json(), "x")
+    assert again == MIXED
+    assert again.hash == MIXED.hash
+
+
+def test_the_hash_depends_on_names_order_splits_and_prompts() -> None:
+    others = [
+        Vocabulary.of(["cat", "okapi", "dog"]),
+        Vocabulary(MIXED.labels[::-1]),
+        Vocabulary((*MIXED.labels[:2], Label(name="Dog"))),
+    ]
+    assert len({MIXED.hash, *(other.hash for other in others)}) == 4
+
+
+def test_text_files() -> None:
+    assert Vocabulary.parse("\ufeffcat\r\n\n  dog  \n", "x").names == ["cat", "dog"]
+    assert Vocabulary.parse('{"label": "cat"}\n{"label": "dog", "split": "unseen"}', "x").positions("unseen") == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "v.txt: no labels found"),
+        ("cat\ndog\ncat", "v.txt: .*listed more than once: cat"),
+        ('[{"label": "cat", "color": 1}]', "row 1: unknown key 'color'"),
+        ('[{"label": "cat", "split": "new"}]', "expected one of seen, unseen"),
+        ('[{"label": 3}]', 'text "label"'),
+        ('[{"label": "cat"', "not valid JSON"),
+        ('[{"label": "cat", "prompts": "x"}]', "list of texts"),
+    ],
+)
+def test_what_is_no_label_list(text: str, message: str) -> None:
+    with pytest.raises(VocabularyError, match=message):
+        Vocabulary.parse(text, "v.txt")
+
+
+def test_files(tmp_path) -> None:
+    with pytest.raises(VocabularyError, match="no such vocabulary file"):
+        Vocabulary.load(tmp_path / "missing.txt")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(VocabularyError, match="UTF-8"):
+        Vocabulary.load(tmp_path / "latin.txt")
+    (tmp_path / "good.txt").write_text("café\n", encoding="utf-8")
+    assert Vocabulary.load(tmp_path / "good.txt").names == ["café"]
