@@ -1,7 +1,7 @@
 """checkpoint x shards -> metrics and a report.
 
 python pipelines/evaluate.py --checkpoint runs/mine --data runs/test_shards --out runs/evaluation
-python pipelines/evaluate.py --checkpoint runs/mine --compare mkt_style=runs/mkt --data runs/test_shards --out runs/evaluation
+python pipelines/evaluate.py --checkpoint runs/mine --compare mkt_style=runs/mkt --data runs/test_shards --out runs/eval
 """
 
 import sys

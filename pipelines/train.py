@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 from sigrl_core.command_line import preset_and_flags, print_configuration, run
 from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.on_ray.train import train
-from sigrl_core.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +40,10 @@ class Train:
 
 
 def main() -> None:
-    preset, flags = preset_and_flags(PRESETS, sys.argv[1:], __doc__)
-    command = tyro.cli(Train, args=flags, default=Train(data=tyro.MISSING, out=tyro.MISSING, run=preset), description=__doc__)
+    preset, flags = preset_and_flags(sys.argv[1:], __doc__ or "")
+    command = tyro.cli(
+        Train, args=flags, default=Train(data=tyro.MISSING, out=tyro.MISSING, run=preset), description=__doc__
+    )
     print_configuration(command)
     print(f"checkpoint: {train(command.run, command.scale, command.data, command.validation, command.out)}")
 

@@ -88,7 +88,7 @@ class Rows:
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Row numbers in the order of one epoch: shards shuffled, then rows within each window of shards."""
         rng = np.random.default_rng([seed, epoch])
-        first = np.concatenate([[0], np.cumsum([len(rows) for rows in self._of_shard])])
+        first = np.concatenate([[0], np.cumsum([len(rows) for rows in self._of_shard])]).astype(int).tolist()
         shards = rng.permutation(len(self._of_shard))
         windows = [shards[start : start + WINDOW] for start in range(0, len(shards), WINDOW)]
         numbers = [np.concatenate([np.arange(first[s], first[s + 1]) for s in window]) for window in windows]
@@ -205,7 +205,7 @@ def augmented(image: Image.Image, size: int, augmentation: Augmentation, seed: S
 
         # timm draws from the global generators: set them for this row, so that its picture depends on nothing else
         random.seed(int(rng.integers(2**32)))
-        np.random.seed(int(rng.integers(2**32)))  # noqa: NPY002
+        np.random.seed(int(rng.integers(2**32)))
         image = rand_augment_transform("rand-m9-mstd0.5-inc1", {"img_mean": (124, 117, 104)})(image)
     return np.asarray(image)
 

@@ -1,7 +1,7 @@
 """The checkpoint folder: everything inference needs, safetensors and JSON, nothing that must be unpickled.
 
     manifest.json         written last: kind, versions, vocabulary hash, sha256 of every other file
-    weights.safetensors   `backbone.` both CLIP towers, `teacher.` the original CLIP above the frozen blocks, `head.` SigRL
+    weights.safetensors   `backbone.` both CLIP towers, `teacher.` the original CLIP above the frozen blocks, `head.`
     backbone.json         how to build the CLIP architecture
     config.json           the RunConfig
     vocabulary.json       the labels it was trained with, seen and unseen
@@ -77,7 +77,12 @@ def save_clip(folder: str | Path, backbone: Backbone) -> None:
 
 
 def _write(
-    folder: Path, kind: Kind, backbone: Backbone, weights: dict[str, Tensor], files: dict[str, str], vocabulary_hash: str | None
+    folder: Path,
+    kind: Kind,
+    backbone: Backbone,
+    weights: dict[str, Tensor],
+    files: dict[str, str],
+    vocabulary_hash: str | None,
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -98,7 +103,9 @@ def _write(
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(f"{folder}: checkpoint cannot be written ({error}); free space or choose another --out") from error
+        raise StorageError(
+            f"{folder}: checkpoint cannot be written ({error}); free space or choose another --out"
+        ) from error
 
 
 def load_checkpoint(uri: str) -> Checkpoint:
@@ -110,17 +117,23 @@ def load_checkpoint(uri: str) -> Checkpoint:
     with _local_copy(_find(uri)) as (where, folder):
         kind = _verify(where, folder)
         if kind != "sigrl":
-            raise CheckpointError(f"{where}: a CLIP without a SigRL head; train one on it (train.py --backbone.pretrained {uri})")
+            raise CheckpointError(
+                f"{where}: a CLIP without a SigRL head; train one on it (train.py --backbone.pretrained {uri})"
+            )
         try:
             config = from_json(RunConfig, (folder / "config.json").read_text(encoding="utf-8"), f"{where}/config.json")
-            vocabulary = Vocabulary.parse((folder / "vocabulary.json").read_text(encoding="utf-8"), f"{where}/vocabulary.json")
+            vocabulary = Vocabulary.parse(
+                (folder / "vocabulary.json").read_text(encoding="utf-8"), f"{where}/vocabulary.json"
+            )
             description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
             backbone = backbone_from_description(description, config.backbone.frozen_blocks)
             recogniser = Recogniser(backbone, backbone.teacher(), config)
             recogniser.load_state_dict(load_file(folder / WEIGHTS_FILE))
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
-            raise CheckpointError(f"{where}: cannot be loaded ({error}); train again or copy the folder again") from error
+            raise CheckpointError(
+                f"{where}: cannot be loaded ({error}); train again or copy the folder again"
+            ) from error
     return Checkpoint(uri=where, recogniser=recogniser.eval(), config=config, vocabulary=vocabulary, metrics=metrics)
 
 
@@ -137,7 +150,9 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 def _find(uri: str) -> str:
     for candidate in (uri, storage.join(uri, "checkpoint")):
-        if storage.exists(storage.join(candidate, MANIFEST_FILE)) and storage.exists(storage.join(candidate, WEIGHTS_FILE)):
+        if storage.exists(storage.join(candidate, MANIFEST_FILE)) and storage.exists(
+            storage.join(candidate, WEIGHTS_FILE)
+        ):
             return candidate
     if storage.exists(storage.join(uri, "run.json")):
         raise CheckpointError(f"{uri}: this training has not finished an epoch; run the same train.py command again")
@@ -193,7 +208,7 @@ def save_training_state(folder: Path, optimiser: torch.optim.Optimizer, progress
 
 
 def load_training_state(folder: Path, recogniser: Recogniser, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Brings weights and optimiser back to where `save_training_state` and `save_checkpoint` left them; returns progress."""
+    """Brings weights and optimiser back to where the two functions above left them; returns progress."""
     try:
         recogniser.load_state_dict(load_file(folder / "checkpoint" / WEIGHTS_FILE))
         state: dict[int, dict[str, Tensor]] = {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from sigrl_core.errors import SigrlError
+from sigrl_core.config import RunConfig, from_json
+from sigrl_core.errors import ConfigError, SigrlError
+from sigrl_core.presets import PRESETS, get_preset
 
 INTERRUPTED = 130
 
@@ -42,6 +44,38 @@ def explain(error: BaseException) -> str | None:
             where = f"{cause.filename}: " if cause.filename else ""
             return f"{where}disk full; free some space and run the same command again"
     return None
+
+
+def preset_and_flags(arguments: Sequence[str], usage: str) -> tuple[RunConfig, list[str]]:
+    """Splits `PRESET --config FILE --other flags` into the run that flags start from, and the flags.
+
+    Raises:
+        ConfigError: no such preset, or a file that is no configuration.
+    """
+    flags = list(arguments)
+    if not flags or flags[0] in ("-h", "--help"):
+        print(f"{usage}\npresets: {', '.join(PRESETS)}; PRESET --help lists every flag")
+        sys.exit(0 if flags else 2)
+    if flags[0].startswith("-"):
+        raise ConfigError(f"the preset comes first, found {flags[0]!r}; known are {', '.join(PRESETS)}")
+    preset = get_preset(flags.pop(0))
+    for position, flag in enumerate(flags):
+        name, _, value = flag.partition("=")
+        if name == "--config":
+            if not value and position + 1 == len(flags):
+                raise ConfigError("--config wants a file: the config.json of an earlier run")
+            return _read_run(value or flags[position + 1]), flags
+    return preset, flags
+
+
+def _read_run(path: str) -> RunConfig:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return from_json(RunConfig, file.read(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}); --config takes the config.json of an earlier run"
+        ) from error
 
 
 def print_configuration(config: Any) -> None:

@@ -23,9 +23,9 @@ class BackboneConfig:
     name: str = "ViT-B-16"
     """An open_clip ViT by its open_clip name, or a name of model.backbone.BACKBONES. [S]"""
     pretrained: str = "openai"
-    """open_clip tag, path of a weights file, folder of one of our checkpoints, or `random` (weights made on the spot)."""
+    """open_clip tag, weights file, folder of one of our checkpoints, or `random` (weights made on the spot)."""
     frozen_blocks: int = 10
-    """Blocks from the input that stay frozen, the patch embedding with them; later blocks, final norm and projection train. [S]"""
+    """Blocks from the input that stay frozen, patch embedding included; what lies above them trains. [S]"""
     prompt_template: str = "a photo of a {}."
     """What the text tower reads for a label that brings no prompts of its own."""
 
@@ -50,7 +50,9 @@ class GraphConfig:
 
     def __post_init__(self) -> None:
         _require(self.heads >= 1, "graph.heads", self.heads, "1 or more")
-        _require(self.hidden % self.heads == 0, "graph.hidden", self.hidden, f"a multiple of graph.heads = {self.heads}")
+        _require(
+            self.hidden % self.heads == 0, "graph.hidden", self.hidden, f"a multiple of graph.heads = {self.heads}"
+        )
         _require(0 <= self.dropout < 1, "graph.dropout", self.dropout, "in [0, 1)")
 
 
@@ -140,7 +142,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "training.epochs", self.epochs, "1 or more")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
-        _require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "1 or more, or None")
+        _require(
+            self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "1 or more, or None"
+        )
         _require(0 < self.label_fraction <= 1, "training.label_fraction", self.label_fraction, "in (0, 1]")
         _require(
             not (self.hold_features and self.augment != "none"),
@@ -201,7 +205,7 @@ class PreprocessConfig:
     max_pixels: int = 100_000_000
     """Larger pictures are quarantined undecoded."""
     annotated: Literal["all", "seen"] = "all"
-    """Labels looked for in every picture, so that not listed means absent; with `seen`, unseen ones are then unknown."""
+    """Labels looked for in every picture, so that not listed means absent; with `seen`, unseen ones are unknown."""
     validation_fraction: float = 0.1
     """Share of pictures that training holds out, chosen by content hash."""
     seed: int = 0
@@ -213,6 +217,24 @@ class PreprocessConfig:
         _require(self.rows_per_shard >= 1, "rows_per_shard", self.rows_per_shard, "1 or more")
         _require(1 <= self.max_pixels <= 200_000_000, "max_pixels", self.max_pixels, "1 to 200 million")
         _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which checkpoint is measured on which pictures, beside what."""
+
+    checkpoint: str
+    """The --out of train.py, or a checkpoint folder; local or s3://."""
+    data: str
+    """Labelled shard folder of the checkpoint's vocabulary."""
+    out: str
+    """Folder to write metrics.json and report.html to."""
+    compare: tuple[str, ...] = ()
+    """NAME=URI of further checkpoints, a row of the table each."""
+
+    def __post_init__(self) -> None:
+        for item in self.compare:
+            _require(all(item.partition("=")), "compare", item, "NAME=URI")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +257,26 @@ class TagConfig:
     def __post_init__(self) -> None:
         _require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
         _require(self.rows_per_part >= 1, "rows_per_part", self.rows_per_part, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """How large the built-in corpus is; the rest is the presets quickstart and quickstart_mkt."""
+
+    out: str = "runs/quickstart"
+    """Local folder to write."""
+    captioned: int = 24000
+    """Pictures with captions, for the small CLIP."""
+    labelled: int = 2400
+    """Pictures with seen labels, a tenth of them for validation."""
+    test: int = 1500
+    clip_epochs: int = 4
+    epochs: int = 6
+    """Of SigRL and of the baseline alike."""
+    seed: int = 0
+    """Of the pictures, the small CLIP and the heads."""
+    workers: int = 2
+    """Data-parallel training workers."""
 
 
 def to_json(config: Any) -> str:
@@ -260,7 +302,9 @@ def from_json(kind: type[Config], text: str, where: str) -> Config:
 
 def from_dict(kind: type[Config], values: Any, where: str, prefix: str = "") -> Config:
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the configuration'} must be an object of keys, found {values!r}")
+        raise ConfigError(
+            f"{where}: {prefix.rstrip('.') or 'the configuration'} must be an object of keys, found {values!r}"
+        )
     hints = typing.get_type_hints(kind)
     if unknown := sorted(set(values) - set(hints)):
         raise ConfigError(f"{where}: unknown key {prefix}{unknown[0]}; known are {', '.join(hints)}")

@@ -65,7 +65,10 @@ def columns(vocabulary: Vocabulary, protocol: str) -> list[int]:
 
 
 def evaluate(
-    tagger: Tagger, compare: dict[str, Tagger], folder: ShardFolder, on_progress: Callable[[int], None] = lambda rows: None
+    tagger: Tagger,
+    compare: dict[str, Tagger],
+    folder: ShardFolder,
+    on_progress: Callable[[int], None] = lambda rows: None,
 ) -> Evaluation:
     """Scores every picture of a shard folder with a checkpoint, others beside it, and the CLIP it started from.
 
@@ -155,7 +158,9 @@ def check_vocabulary(folder: ShardFolder, vocabulary: Vocabulary, checkpoint_uri
 
 def batches_of(rows: Rows, size: int) -> Iterable[Batch]:
     """All rows in order, decoded."""
-    return epoch_batches(rows, np.arange(len(rows)), BATCH_SIZE, Slice(), lambda numbers: picture_batch(rows, numbers, size))
+    return epoch_batches(
+        rows, np.arange(len(rows)), BATCH_SIZE, Slice(), lambda numbers: picture_batch(rows, numbers, size)
+    )
 
 
 def validate(

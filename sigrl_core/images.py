@@ -91,9 +91,9 @@ def to_jpeg(data: bytes, short_side: int, quality: int, max_pixels: int = DEFAUL
 
 
 def centre_crop_array(image: Image.Image | bytes, size: int) -> np.ndarray:
-    """What CLIP's preprocessing sees: short side to `size` (bicubic), centre square, as uint8 [size, size, 3].
+    """CLIP's preprocessing: short side to `size` (bicubic), centre square, as uint8 [size, size, 3].
 
-    Resizing, then cropping, up to rounding; only the square is computed, so a 1 x 60,000 picture costs no more than others.
+    Resizing, then cropping, up to rounding; only the square is computed, so a 1 x 60,000 picture costs no more.
     """
     if not isinstance(image, Image.Image):
         image = decode(image)

@@ -27,7 +27,7 @@ def learning_rate(epoch: float, *, peak: float, epochs: float, warmup_epochs: fl
 def parameter_groups(recogniser: Recogniser, config: OptimConfig) -> list[dict[str, Any]]:
     """What trains, in groups of one rate and one decay: `lr_scale` falls with depth, 1-D parameters do not decay.
 
-    Layer-wise rates: a block n steps below the top trains at layer_decay^n of the peak. Source: arXiv 2504.03801, recipe.
+    Layer-wise rates: a block n steps below the top trains at layer_decay^n of the peak (arXiv 2504.03801, recipe).
     """
     backbone = recogniser.backbone
     top = backbone.num_blocks + 1

@@ -229,6 +229,8 @@ def _explained(uri: str, action: str) -> Iterator[None]:
 def _reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk full; free some space and run the same command again"
+    if "NO_SUCH_BUCKET" in str(error):
+        return "no such bucket; make it first, or check the name"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) or "ACCESS_DENIED" in str(error):
         return "permission denied; check the rights of this user or of these credentials"
     return f"{error.strerror or error}; check the path and the connection, then run the same command again"

@@ -1,7 +1,7 @@
 """The training loop, over plain iterables of Batch. Knows neither Ray nor files.
 
-Under an initialised torch.distributed group it is data parallel: gradients are averaged by DistributedDataParallel, losses
-divided by the global number of rows, so that the number of workers changes nothing but the order of sums.
+Under an initialised torch.distributed group it is data parallel: gradients are averaged by DistributedDataParallel,
+losses divided by the global number of rows, so that the number of workers changes nothing but the order of sums.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def _step(
     if workers > 1:
         dist.all_reduce(values)
     if not torch.isfinite(values[0]):
-        raise ConfigError(f"training: the loss of step {step} is {values[0].item()}; pictures {batch.uris[:5]}; lower optim.lr")
+        raise ConfigError(
+            f"training: the loss of step {step} is {values[0].item()}; pictures {batch.uris[:5]}; lower optim.lr"
+        )
     optimiser.step()
     return dict(zip(("loss", config.loss.kind, "distillation"), values.tolist(), strict=True))
 

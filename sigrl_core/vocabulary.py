@@ -42,7 +42,7 @@ class Vocabulary:
         counts = Counter(self.names)
         if repeated := [name for name, count in counts.items() if count > 1]:
             raise VocabularyError(
-                f"vocabulary: {len(repeated)} label(s) listed more than once: {', '.join(repeated[:5])}; keep one of each"
+                f"vocabulary: {len(repeated)} label(s) listed twice: {', '.join(repeated[:5])}; keep one of each"
             )
 
     @classmethod
@@ -104,7 +104,9 @@ class Vocabulary:
                 else:
                     vocabulary = cls.of(lines)
         except json.JSONDecodeError as error:
-            raise VocabularyError(f"{where}: not valid JSON ({error}); write JSON rows or one label per line") from error
+            raise VocabularyError(
+                f"{where}: not valid JSON ({error}); write JSON rows or one label per line"
+            ) from error
         except VocabularyError as error:
             raise VocabularyError(f"{where}: {error}") from error
         if not len(vocabulary):

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,3 +81,43 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(full, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
     return run
+
+
+# ---- tiers: every test belongs to one, cheap ones first, each with a budget ----
+
+TIER_BUDGET_S = {"unit": 240, "parity": 180, "ray": 420, "e2e": 900, "browser": 180}
+"""What a tier may take on two shared cores before the rest of it fails; about three times what it does take."""
+
+_tier_seconds = dict.fromkeys(TIER_BUDGET_S, 0.0)
+
+
+def tier_of(item: pytest.Item) -> str:
+    tiers = [tier for tier in TIER_BUDGET_S if item.get_closest_marker(tier)]
+    if len(tiers) != 1:
+        raise pytest.UsageError(f"{item.nodeid}: marked {tiers}, expected one of {', '.join(TIER_BUDGET_S)}")
+    return tiers[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: list(TIER_BUDGET_S).index(tier_of(item)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    tier = tier_of(item)
+    if _tier_seconds[tier] > TIER_BUDGET_S[tier]:
+        pytest.fail(f"tier {tier} has used its budget of {TIER_BUDGET_S[tier]} s; make its tests cheaper")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    started = time.monotonic()
+    result = yield
+    _tier_seconds[tier_of(item)] += time.monotonic() - started
+    return result
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    spent = ", ".join(
+        f"{tier} {seconds:.0f} of {TIER_BUDGET_S[tier]} s" for tier, seconds in _tier_seconds.items() if seconds
+    )
+    terminalreporter.write_line(f"tiers: {spent or 'nothing ran'}")

@@ -23,7 +23,6 @@ from sigrl_core.optim import learning_rate
 class SmallClipConfig:
     """How the small CLIP is made; its numbers were found on captioned and seen-label validation pictures."""
 
-    pictures: int = 24000
     epochs: int = 4
     batch_size: int = 128
     lr: float = 1.5e-3
@@ -32,9 +31,13 @@ class SmallClipConfig:
     """The logit scale learns at this multiple of the rate."""
     seed: int = 0
 
+    def steps(self, pictures: int) -> int:
+        """Optimiser steps in all; what does not fill a batch waits for the next epoch's order."""
+        return self.epochs * (pictures // self.batch_size)
+
 
 def train_small_clip(
-    pixels_NHWC: np.ndarray, captions: Sequence[str], config: SmallClipConfig, progress: Callable[[int, int, float], None]
+    pixels_NHWC: np.ndarray, captions: Sequence[str], config: SmallClipConfig, on_step: Callable[[float], None]
 ) -> Backbone:
     """Trains the small CLIP from scratch.
 
@@ -42,7 +45,7 @@ def train_small_clip(
         pixels_NHWC: uint8 pictures of the tower's size.
         captions: one for each picture.
         config: how long, how fast.
-        progress: called as progress(step, steps, loss).
+        on_step: called with the loss after each step.
 
     Returns:
         The trained backbone, frozen, in evaluation mode.
@@ -60,12 +63,10 @@ def train_small_clip(
     dense, sparse = _optimisers(clip, config)
 
     steps_per_epoch = len(captions) // config.batch_size
-    steps = steps_per_epoch * config.epochs
-    for step in range(steps):
-        if step % steps_per_epoch == 0:
-            order = rng.permutation(len(captions))
-        start = step % steps_per_epoch * config.batch_size
-        rows = order[start : start + config.batch_size]
+    steps = config.steps(len(captions))
+    orders = (rng.permutation(len(captions)) for _ in range(config.epochs))
+    batches = (order[i * config.batch_size :][: config.batch_size] for order in orders for i in range(steps_per_epoch))
+    for step, rows in enumerate(batches):
         rate = learning_rate(step / steps, peak=1.0, epochs=1.0, warmup_epochs=0.05, final=0.01)
         for group in (*dense.param_groups, *sparse.param_groups):
             group["lr"] = rate * group["peak"]
@@ -79,8 +80,7 @@ def train_small_clip(
         sparse.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(max=np.log(100))
-        if (step + 1) % 25 == 0 or step + 1 == steps:
-            progress(step + 1, steps, loss.item())
+        on_step(loss.item())
     clip.token_embedding.sparse = False
     clip.requires_grad_(False)
     return backbone.eval()

@@ -1,13 +1,13 @@
 """Toybox: a corpus of small drawn scenes, made from a seed.
 
-A picture holds one to four objects on a background. Every object has a colour and a shape (`red star`), some have a texture
-as well (`striped star`); the background is a label too (`sand`). Objects come from one of six kinds of scene, each with its own
-favourites, so labels are correlated as they are in photographs. Of 66 labels 16 are unseen: each of their words is
-heard in seen labels, never the pair.
+A picture holds one to four objects on a background. Every object has a colour and a shape (`red star`), some have a
+texture as well (`striped star`); the background is a label too (`sand`). Objects come from one of six kinds of scene,
+each with its own favourites, so labels are correlated as they are in photographs. Of 66 labels 16 are unseen: each of
+their words is heard in seen labels, never the pair.
 
 Three disjoint parts, each picture a function of (seed, part, index) alone:
 
-    captioned   for the small CLIP: a caption names some of what is visible, unseen phrases included, as web captions would
+    captioned   for the small CLIP: a caption names some of what is visible, unseen phrases too, as web captions would
     labelled    for SigRL: all seen labels of each picture
     test        2 to 4 objects, all labels
 """
@@ -15,11 +15,9 @@ Three disjoint parts, each picture a function of (seed, part, index) alone:
 from __future__ import annotations
 
 import io
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -85,14 +83,9 @@ class Picture:
     caption: str
 
 
-def pictures(part: Part, count: int, *, size: int, seed: int, processes: int) -> Iterator[Picture]:
-    """The first `count` pictures of a part, in order; the same whatever the number of processes."""
-    make = partial(picture, part, size=size, seed=seed)
-    if processes == 1:
-        yield from map(make, range(count))
-        return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(make, range(count), chunksize=max(1, min(250, count // (4 * processes))))
+def pictures(part: Part, numbers: Iterable[int], *, size: int, seed: int) -> Iterator[Picture]:
+    """Pictures of a part by their numbers, drawn one after the other."""
+    return (picture(part, number, size=size, seed=seed) for number in numbers)
 
 
 def picture(part: Part, index: int, *, size: int, seed: int) -> Picture:
@@ -171,7 +164,10 @@ def _background(name: str, size: int, rng: np.random.Generator) -> Image.Image:
         "sand": ((222, 200, 150), 5 * np.sin(x * 0.9 + y * 0.7 + phase)),
         "water": ((96, 170, 214), 16 * np.sin(y * 0.35 + 1.5 * np.sin(x * 0.12 + phase))),
         "night": ((28, 28, 58), 90 * (np.sin(x * 0.37 + phase) * np.sin(y * 0.41 + phase) > 0.97)),
-        "brick": ((172, 96, 76), 40 * (((y // 10) % 2 * 10 + x + phase * 3) % 20 < 2) + 40 * ((y + phase * 2) % 10 < 2)),
+        "brick": (
+            (172, 96, 76),
+            40 * (((y // 10) % 2 * 10 + x + phase * 3) % 20 < 2) + 40 * ((y + phase * 2) % 10 < 2),
+        ),
         "snow": ((238, 242, 246), 4 * np.sin(x * 0.2 + phase)),
     }[name]
     pixels = np.asarray(base, np.float32) + rng.normal(0, 8, 3).astype(np.float32) + ripple[..., None]
@@ -184,7 +180,7 @@ def _place(canvas: Image.Image, thing: Thing, centre: np.ndarray, radius: float,
     mask = Image.new("L", (box, box), 0)
     _outline(ImageDraw.Draw(mask), thing.shape, box / 2, radius, angle, 255)
     fill = _fill(thing, box, rng)
-    corner = tuple(int(value - box / 2) for value in centre)
+    corner = (int(centre[0] - box / 2), int(centre[1] - box / 2))
     canvas.paste(fill, corner, mask)
     if thing.texture == "framed":  # a dark rim with the colour inside
         inner = Image.new("L", (box, box), 0)
@@ -204,10 +200,15 @@ def _outline(draw: ImageDraw.ImageDraw, shape: str, middle: float, radius: float
         "square": [(1.0, np.pi / 4 + k * np.pi / 2) for k in range(4)],
         "triangle": [(1.0, -np.pi / 2 + k * 2 * np.pi / 3) for k in range(3)],
         "star": [(1.0 if k % 2 == 0 else 0.42, -np.pi / 2 + k * np.pi / 5) for k in range(10)],
-        "cross": [(distance, a + k * np.pi / 2) for k in range(4) for distance, a in ((1.0, -0.32), (1.0, 0.32), (0.44, np.pi / 4))],
+        "cross": [
+            (distance, a + k * np.pi / 2)
+            for k in range(4)
+            for distance, a in ((1.0, -0.32), (1.0, 0.32), (0.44, np.pi / 4))
+        ],
     }[shape]
     draw.polygon(
-        [(middle + radius * r * np.cos(a + angle), middle + radius * r * np.sin(a + angle)) for r, a in corners], fill=ink
+        [(middle + radius * r * np.cos(a + angle), middle + radius * r * np.sin(a + angle)) for r, a in corners],
+        fill=ink,
     )
 
 

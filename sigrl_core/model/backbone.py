@@ -20,6 +20,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.transformer import VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -51,13 +52,14 @@ class Backbone(nn.Module):
     def __init__(self, clip: nn.Module, description: dict[str, Any], frozen_blocks: int) -> None:
         super().__init__()
         visual: Any = clip.visual
-        if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool:
+        if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool:
             raise ConfigError(
-                f"backbone.name {description['name']!r} is not a ViT with a class token; choose one such as ViT-B-16 or ViT-L-14"
+                f"backbone.name {description['name']!r} is not a ViT with a class token; "
+                "choose one such as ViT-B-16 or ViT-L-14"
             )
         self.clip: Any = clip
         self.description = description
-        self.image_size: int = visual.image_size[0]
+        self.image_size: int = self.clip.visual.image_size[0]
         self.mean: tuple[float, ...] = tuple(description["mean"])
         self.std: tuple[float, ...] = tuple(description["std"])
         self.dim: int = visual.output_dim
@@ -120,7 +122,7 @@ class Backbone(nn.Module):
         return nn.functional.normalize(torch.stack(means), dim=-1) if means else embedded
 
     def depth_of(self, parameter_name: str) -> int:
-        """Depth of a parameter of this module: 0 embedding, 1..num_blocks the blocks, num_blocks + 1 norm and projection."""
+        """Depth of one of our parameters: 0 embedding, 1..num_blocks the blocks, num_blocks + 1 norm and projection."""
         _, found, rest = parameter_name.partition("visual.transformer.resblocks.")
         if found:
             return int(rest.split(".")[0]) + 1
@@ -176,14 +178,19 @@ class ConvolutionalStem(nn.Sequential):
             ]
 
         super().__init__(
-            *step(3, 32, 2), *step(32, 48, 2), *step(48, 96, 1), *step(96, 128, 2), *step(128, 128, 1), nn.Conv2d(128, width, 1)
+            *step(3, 32, 2),
+            *step(32, 48, 2),
+            *step(48, 96, 1),
+            *step(96, 128, 2),
+            *step(128, 128, 1),
+            nn.Conv2d(128, width, 1),
         )
 
 
 def toybox_vit() -> nn.Module:
     """The small CLIP of the built-in corpus: 48 px, 36 patches, D 128; random weights, trained by sigrl_core.demo."""
     width = 128
-    clip = open_clip.CLIP(
+    clip: Any = open_clip.CLIP(
         embed_dim=128,
         vision_cfg={"image_size": 48, "patch_size": 8, "width": width, "layers": 2, "head_width": 32, "mlp_ratio": 2.0},  # type: ignore[arg-type]
         text_cfg={"context_length": 16, "width": 128, "heads": 4, "layers": 2, "mlp_ratio": 2.0},  # type: ignore[arg-type]
@@ -207,7 +214,9 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     if (folder / DESCRIPTION_FILE).is_file():
         return load_backbone_folder(folder, config.frozen_blocks)
     if folder.is_dir():
-        raise CheckpointError(f"{folder}: no {DESCRIPTION_FILE} in it; expected a checkpoint folder made by train.py or quickstart.py")
+        raise CheckpointError(
+            f"{folder}: no {DESCRIPTION_FILE} in it; expected a checkpoint folder made by train.py or quickstart.py"
+        )
     if config.name in BACKBONES:
         if config.pretrained != RANDOM:
             raise WeightsError(
@@ -228,10 +237,16 @@ def load_backbone_folder(folder: Path, frozen_blocks: int) -> Backbone:
         weights = load_file(folder / WEIGHTS_FILE)
         backbone = backbone_from_description(description, frozen_blocks)
         backbone.load_state_dict(
-            {name.removeprefix(WEIGHTS_PREFIX): value for name, value in weights.items() if name.startswith(WEIGHTS_PREFIX)}
+            {
+                name.removeprefix(WEIGHTS_PREFIX): value
+                for name, value in weights.items()
+                if name.startswith(WEIGHTS_PREFIX)
+            }
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: backbone cannot be loaded ({error}); copy or make the checkpoint again") from error
+        raise CheckpointError(
+            f"{folder}: backbone cannot be loaded ({error}); copy or make the checkpoint again"
+        ) from error
     return backbone
 
 
@@ -261,8 +276,8 @@ def _load_open_clip(config: BackboneConfig) -> Backbone:
     if config.pretrained != RANDOM and not tag and not is_file:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
         raise WeightsError(
-            f"backbone.pretrained {config.pretrained!r} is neither a file, nor a checkpoint folder, nor a tag of {config.name}; "
-            f"tags are {tags}; {RANDOM!r} asks for random weights"
+            f"backbone.pretrained {config.pretrained!r} is neither a file, nor a checkpoint folder, "
+            f"nor a tag of {config.name}; tags are {tags}; {RANDOM!r} asks for random weights"
         )
     # OpenAI's weights need QuickGELU, which open_clip takes from the model's name and not from the tag
     quick_gelu = bool(tag.get("quick_gelu")) or "quickgelu" in config.name if tag else "quickgelu" in config.name

@@ -36,7 +36,7 @@ class Recogniser(nn.Module):
 
     @classmethod
     def start(cls, backbone: Backbone, config: RunConfig) -> Recogniser:
-        """An untrained head on a CLIP; the CLIP as it is now becomes the teacher. The head's weights follow the seed."""
+        """An untrained head on a CLIP, its weights by the seed; the CLIP as it is now becomes the teacher."""
         torch.manual_seed(config.training.seed)
         return cls(backbone, backbone.teacher(), config)
 

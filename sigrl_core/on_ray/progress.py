@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -25,7 +26,7 @@ class _Counter:
 class Progress:
     """A handle that travels to workers; telling it costs them nothing they would wait for."""
 
-    def __init__(self, actor: ray.actor.ActorHandle) -> None:
+    def __init__(self, actor: Any) -> None:
         self.actor = actor
 
     def advance(self, count: int, note: str = "") -> None:
@@ -35,7 +36,7 @@ class Progress:
 @contextmanager
 def watched(label: str, total: int, unit: str = "steps") -> Iterator[Progress]:
     """A progress line on this process, fed by whoever holds the handle."""
-    actor = ray.remote(_Counter).options(num_cpus=0).remote()
+    actor: Any = ray.remote(num_cpus=0)(_Counter).remote()
     stopped = threading.Event()
 
     def show() -> None:

@@ -1,9 +1,9 @@
 """Folder of pictures -> tags: one row for every picture listed, in the listing's order.
 
-    OUT/tags/00000.parquet   rows of TAGS_SCHEMA, one file a part
-    OUT/tags.jsonl           the same rows, as lines
-    OUT/manifest.json        written last: counts, errors by reason, hashes of model, vocabulary and files
-    OUT/plan.json            what the folder was started with, so that the same command can go on
+OUT/tags/00000.parquet   rows of TAGS_SCHEMA, one file a part
+OUT/tags.jsonl           the same rows, as lines
+OUT/manifest.json        written last: counts, errors by reason, hashes of model, vocabulary and files
+OUT/plan.json            what the folder was started with, so that the same command can go on
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
         return
     noted = storage.read_json(where)
     if differing := [key for key in plan if noted.get(key) != plan[key]]:
-        raise StorageError(
-            f"{out}: was started with another {differing[0]}; delete the folder or choose another --out"
-        )
+        raise StorageError(f"{out}: was started with another {differing[0]}; delete the folder or choose another --out")
 
 
 def _worker(checkpoint: str, vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]) -> Work:

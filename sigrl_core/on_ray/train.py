@@ -1,10 +1,10 @@
 """shards -> checkpoint, data parallel under Ray Train. An adapter: the loop is training.fit.
 
-    OUT/run.json            what this folder trains, and on what; the same command goes on, another one is refused
-    OUT/metrics.jsonl       one line an epoch
-    OUT/tensorboard/        the same as scalars, losses by step
-    OUT/checkpoint/         the best epoch, for evaluate.py, tag.py and serve.py; written when training has ended
-    OUT/state/              Ray Train's own: what resuming needs
+OUT/run.json            what this folder trains, and on what; the same command goes on, another one is refused
+OUT/metrics.jsonl       one line an epoch
+OUT/tensorboard/        the same as scalars, losses by step
+OUT/checkpoint/         the best epoch, for evaluate.py, tag.py and serve.py; written when training has ended
+OUT/state/              Ray Train's own: what resuming needs
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import ray.train
+import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig as RayRunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.utils.tensorboard import SummaryWriter
 
 from sigrl_core import storage
-from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
+from sigrl_core.batches import HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
 from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_training_state
 from sigrl_core.config import RunConfig, ScaleConfig, from_json, to_json
 from sigrl_core.errors import ConfigError, ShardError
@@ -39,7 +40,7 @@ from sigrl_core.tagger import embed_vocabulary
 from sigrl_core.training import Metrics, Task, TrainingState, fit
 
 SELECTION = "selection"
-"""The metric that chooses the best epoch: mAP on the validation pictures, or the epoch's number where there are none."""
+"""The metric that chooses the best epoch: mAP on validation pictures, or the epoch's number without any."""
 
 
 def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | None, out: str) -> str:
@@ -109,7 +110,8 @@ def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder | Non
         raise ShardError(f"{folder.uri}: its vocabulary has no seen labels; run preprocess.py with labels to train on")
     if validation and validation.vocabulary.hash != folder.vocabulary.hash:
         raise ShardError(
-            f"{validation.uri}: vocabulary {validation.vocabulary.hash[:8]}, {folder.uri} has {folder.vocabulary.hash[:8]}; "
+            f"{validation.uri}: vocabulary {validation.vocabulary.hash[:8]}, "
+            f"{folder.uri} has {folder.vocabulary.hash[:8]}; "
             f"run preprocess.py with --vocabulary {folder.uri}/vocabulary.json"
         )
 
@@ -128,7 +130,9 @@ def _claim(out: str, config: RunConfig, folder: ShardFolder, validation: str | N
         storage.write_json(where, run)
     elif (found := storage.read_json(where)) != run:
         differing = sorted(_flat(found).items() ^ _flat(run).items())[0][0]
-        raise ConfigError(f"{out}: holds a training with another {differing}; choose another --out or delete the folder")
+        raise ConfigError(
+            f"{out}: holds a training with another {differing}; choose another --out or delete the folder"
+        )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -160,7 +164,9 @@ def _train_worker(setup: dict[str, Any]) -> None:
     training_rows, validation_rows = _rows(folder, setup["validation"], seen)
     train_batches = _Source(training_rows, recogniser, config, mine)
     validation_batches = _Source(validation_rows, recogniser, config, mine)
-    task = Task(labels_CD=labels_CD, positions=seen, steps_per_epoch=num_steps(len(training_rows), config.training.batch_size))
+    task = Task(
+        labels_CD=labels_CD, positions=seen, steps_per_epoch=num_steps(len(training_rows), config.training.batch_size)
+    )
     state = TrainingState.start(recogniser, config)
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
@@ -168,16 +174,17 @@ def _train_worker(setup: dict[str, Any]) -> None:
             state.epoch, state.step = progress["epoch"], progress["step"]
     log = _Log(setup["out"], setup["progress"], state.step) if mine.rank == 0 else None
 
-    def report(metrics: Metrics, now: TrainingState) -> None:
-        metrics = {**metrics, SELECTION: metrics.get("validation/map", float(now.epoch))}
+    def report(metrics: Metrics, state: TrainingState) -> None:
+        metrics = {**metrics, SELECTION: metrics.get("validation/map", float(state.epoch))}
         with tempfile.TemporaryDirectory() as local:
             checkpoint = None
             if log is not None:
                 log.epoch(metrics)
-                save_checkpoint(Path(local) / "checkpoint", recogniser, config, folder.vocabulary, metrics)
-                save_training_state(Path(local), now.optimiser, {"epoch": now.epoch, "step": now.step})
+                measured = {"selected": metrics, "history": log.history}
+                save_checkpoint(Path(local) / "checkpoint", recogniser, config, folder.vocabulary, measured)
+                save_training_state(Path(local), state.optimiser, {"epoch": state.epoch, "step": state.step})
                 checkpoint = ray.train.Checkpoint.from_directory(local)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{now.epoch:04d}")
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{state.epoch:04d}")
 
     fit(
         state,
@@ -212,11 +219,15 @@ class _Source:
         self.held: HeldFeatures | None = None
         if self.config.hold_features and len(rows):
             device = recogniser.device
-            self.held = HeldFeatures.compute(rows, self.size, lambda pixels: recogniser.backbone.encode_frozen(pixels.to(device)))
+            self.held = HeldFeatures.compute(
+                rows, self.size, lambda pixels: recogniser.backbone.encode_frozen(pixels.to(device))
+            )
 
     def shuffled(self, epoch: int):
         seed = (self.config.seed, epoch)
-        return self._batches(self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed))
+        return self._batches(
+            self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed)
+        )
 
     def in_order(self):
         return self._batches(np.arange(len(self.rows)), lambda numbers: picture_batch(self.rows, numbers, self.size))
@@ -237,6 +248,11 @@ class _Log:
         self.writer = SummaryWriter(str(self.local / "tensorboard"), purge_step=step)
         where = storage.join(out, "metrics.jsonl")
         self.lines = storage.read_bytes(where).decode().splitlines() if step and storage.exists(where) else []
+
+    @property
+    def history(self) -> list[Metrics]:
+        """The metrics of every epoch so far."""
+        return [json.loads(line) for line in self.lines]
 
     def step(self, step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():

@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
         "validation": {"seed": 0, "fraction": 0.5},
         "quarantine": {"name": "quarantine.parquet", "sha256": records.sha256_of(quarantine_bytes)},
         "shards": listed,
-        "label_counts": records.count_states(np.array(sum(SHARDS, [])), VOCABULARY),
+        "label_counts": records.count_states(np.concatenate(SHARDS), VOCABULARY),
     }
     write_manifest(root, manifest)
     return root

@@ -40,7 +40,7 @@ def test_text_files() -> None:
     ("text", "message"),
     [
         ("", "v.txt: no labels found"),
-        ("cat\ndog\ncat", "v.txt: .*listed more than once: cat"),
+        ("cat\ndog\ncat", "v.txt: .*listed .*: cat"),
         ('[{"label": "cat", "color": 1}]', "row 1: unknown key 'color'"),
         ('[{"label": "cat", "split": "new"}]', "expected one of seen, unseen"),
         ('[{"label": 3}]', 'text "label"'),

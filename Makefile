@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help setup quickstart test lint bench
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## virtual environment with the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP) ## the whole chain on the built-in corpus: table, runs/quickstart/report.html
+	$(BIN)/python pipelines/quickstart.py --out runs/quickstart
+
+test: $(STAMP) ## every test that needs no GPU
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## every benchmark, short form
+	for script in tests/bench/bench_*.py; do $(BIN)/python $$script --quick || exit 1; done
