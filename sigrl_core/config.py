@@ -265,7 +265,7 @@ class QuickstartConfig:
 
     out: str = "runs/quickstart"
     """Local folder to write."""
-    captioned: int = 24000
+    captioned: int = 20000
     """Pictures with captions, for the small CLIP."""
     labelled: int = 2400
     """Pictures with seen labels, a tenth of them for validation."""

@@ -1,19 +1,32 @@
 """What tests of every tier share: a local Ray for the whole session, made-up pictures, the real photographs."""
 
+from __future__ import annotations
+
 import io
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when ray is imported
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+
+from sigrl_core import records
+from sigrl_core.demo import toybox
+from sigrl_core.records import ShardFolder
+from sigrl_core.vocabulary import Label, Vocabulary
+
+if TYPE_CHECKING:  # torch takes seconds to import, and many tests do without
+    from sigrl_core.tagger import Tagger
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COCO160 = REPOSITORY.parent / "shared" / "data" / "coco160"
@@ -81,6 +94,106 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(full, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
     return run
+
+
+# ---- small shard folders and untrained models; `from tests.conftest import ...` ----
+
+
+def vocabulary_of(seen: Sequence[str], unseen: Sequence[str] = ()) -> Vocabulary:
+    return Vocabulary((*(Label(name=n) for n in seen), *(Label(name=n, split="unseen") for n in unseen)))
+
+
+def random_states(pictures: int, labels: int) -> np.ndarray:
+    states_NC = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (pictures, labels), p=[0.7, 0.3])
+    states_NC[np.arange(labels) % pictures, np.arange(labels)] = 1  # every label occurs
+    return states_NC
+
+
+def write_shards(
+    root: Path,
+    vocabulary: Vocabulary,
+    states_NC: np.ndarray,
+    jpegs: Sequence[bytes] | None = None,
+    rows_per_shard: int = 5,
+    validation_fraction: float = 0.1,
+) -> ShardFolder:
+    """A shard folder with these label states, of these pictures or of plain coloured ones."""
+    (root / "shards").mkdir(parents=True)
+    rows = []
+    for number, states_C in enumerate(states_NC):
+        if jpegs is None:
+            Image.new("RGB", (64, 48), (40 * number % 256, 90, 160)).save(stream := io.BytesIO(), "JPEG")
+            data = stream.getvalue()
+        else:
+            data = jpegs[number]
+        width, height = Image.open(io.BytesIO(data)).size
+        row = {"uri": f"{number:03d}.jpg", "sha256": f"{number:064x}", "image": data}
+        rows.append({**row, "width": width, "height": height, "label_states": records.encode_states(states_C)})
+    listed = []
+    for start in range(0, len(rows), rows_per_shard):
+        table = pa.Table.from_pylist(rows[start : start + rows_per_shard], records.SHARD_SCHEMA)
+        data, name = records.to_parquet(table), f"{len(listed):05d}.parquet"
+        (root / "shards" / name).write_bytes(data)
+        listed.append({"name": name, "rows": table.num_rows, "sha256": records.sha256_of(data)})
+    quarantine = records.to_parquet(records.QUARANTINE_SCHEMA.empty_table())
+    (root / "quarantine.parquet").write_bytes(quarantine)
+    (root / "vocabulary.json").write_text(vocabulary.to_json())
+    manifest = {
+        "kind": "shards",
+        "schema_version": records.SCHEMA_VERSION,
+        "vocabulary_hash": vocabulary.hash,
+        "num_labels": len(vocabulary),
+        "rows_in": len(rows),
+        "rows_out": len(rows),
+        "quarantined": 0,
+        "duplicates": 0,
+        "validation": {"seed": 0, "fraction": validation_fraction},
+        "quarantine": {"name": "quarantine.parquet", "sha256": records.sha256_of(quarantine)},
+        "shards": listed,
+        "label_counts": records.count_states(states_NC, vocabulary),
+    }
+    (root / "manifest.json").write_text(json.dumps(records.seal(manifest)))
+    return ShardFolder.open(str(root))
+
+
+def toybox_states(pictures: Sequence[toybox.Picture], vocabulary: Vocabulary) -> np.ndarray:
+    """int8 [N,C]: all labels of each picture are known."""
+    return np.array([[1 if n in p.labels else -1 for n in vocabulary.names] for p in pictures], np.int8)
+
+
+@pytest.fixture(scope="session")
+def toybox_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    """40 toybox pictures with all their 66 labels, in six shards, a quarter of them held out."""
+    pictures = list(toybox.pictures("test", range(40), size=48, seed=0))
+    vocabulary = toybox.vocabulary()
+    return write_shards(
+        tmp_path_factory.mktemp("toybox") / "shards",
+        vocabulary,
+        toybox_states(pictures, vocabulary),
+        [picture.jpeg for picture in pictures],
+        rows_per_shard=7,
+        validation_fraction=0.25,
+    )
+
+
+def tagger_of(vocabulary: Vocabulary, reconstructs: bool = True, seed: int = 0) -> Tagger:
+    """An untrained small model."""
+    import torch
+
+    from sigrl_core.checkpoint import Checkpoint
+    from sigrl_core.config import BackboneConfig, GraphConfig, ReconstructionConfig, RunConfig
+    from sigrl_core.model.backbone import load_backbone
+    from sigrl_core.model.recogniser import Recogniser
+    from sigrl_core.tagger import Tagger
+
+    config = RunConfig(
+        backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2),
+        graph=GraphConfig(hidden=8, heads=2, residual=True),
+        reconstruction=ReconstructionConfig(enabled=reconstructs),
+    )
+    torch.manual_seed(seed)
+    recogniser = Recogniser.start(load_backbone(config.backbone), config)
+    return Tagger(Checkpoint(uri="runs/a & b", recogniser=recogniser, config=config, vocabulary=vocabulary, metrics={}))
 
 
 # ---- tiers: every test belongs to one, cheap ones first, each with a budget ----

@@ -25,7 +25,7 @@ class SmallClipConfig:
 
     epochs: int = 4
     batch_size: int = 128
-    lr: float = 1.5e-3
+    lr: float = 1e-3
     weight_decay: float = 0.05
     logit_scale_speedup: float = 20.0
     """The logit scale learns at this multiple of the rate."""

@@ -173,6 +173,8 @@ class Reconstruction(nn.Module):
         self.config = config
         self.fuse = nn.Linear(2 * dim, dim, bias=False)
         self.coef = nn.Linear(dim, dim)
+        if config.residual:
+            nn.init.zeros_(self.coef.weight)  # every coefficient 1/P: training starts from the patches as they come
 
     def forward(
         self,

@@ -159,6 +159,7 @@ def _train_worker(setup: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     folder = ShardFolder.open(setup["data"])
     seen = folder.vocabulary.positions("seen")
+    torch.manual_seed(config.training.seed)  # random weights are the same on every worker and after a restart
     recogniser = Recogniser.start(load_backbone(config.backbone), config).to(device)
     labels_CD = embed_vocabulary(recogniser.backbone, folder.vocabulary.subset("seen"), config.backbone.prompt_template)
     training_rows, validation_rows = _rows(folder, setup["validation"], seen)

@@ -1,30 +1,22 @@
 """The report: every section, and the odd evaluations that must not break it."""
 
-import io
-import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from PIL import Image
 
-from sigrl_core import records
-from sigrl_core.checkpoint import Checkpoint
-from sigrl_core.config import BackboneConfig, GraphConfig, ReconstructionConfig, RunConfig
 from sigrl_core.errors import ShardError
 from sigrl_core.evaluation import Evaluation, evaluate
-from sigrl_core.model.backbone import load_backbone
-from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.records import ShardFolder
 from sigrl_core.report import print_table, write_report
 from sigrl_core.report.charts import ticks
 from sigrl_core.report.label_graph import SIZE, layout, spread
 from sigrl_core.tagger import Tagger
-from sigrl_core.vocabulary import Label, Vocabulary
+from sigrl_core.vocabulary import Vocabulary
+from tests.conftest import random_states, tagger_of, vocabulary_of, write_shards
 
 pytestmark = pytest.mark.unit
 
@@ -44,68 +36,12 @@ HISTORY = [
 ]
 
 
-def vocabulary_of(seen: Sequence[str], unseen: Sequence[str] = ()) -> Vocabulary:
-    return Vocabulary((*(Label(name=n) for n in seen), *(Label(name=n, split="unseen") for n in unseen)))
-
-
-def shards(root: Path, vocabulary: Vocabulary, states_NC: np.ndarray, rows_per_shard: int = 5) -> ShardFolder:
-    """A shard folder of plain coloured pictures with these label states."""
-    (root / "shards").mkdir(parents=True)
-    rows = []
-    for number, states_C in enumerate(states_NC):
-        stream = io.BytesIO()
-        Image.new("RGB", (64, 48), (40 * number % 256, 90, 160)).save(stream, "JPEG")
-        row = {"uri": f"{number:03d}.jpg", "sha256": f"{number:064x}", "image": stream.getvalue()}
-        rows.append({**row, "width": 64, "height": 48, "label_states": records.encode_states(states_C)})
-    listed = []
-    for start in range(0, len(rows), rows_per_shard):
-        table = pa.Table.from_pylist(rows[start : start + rows_per_shard], records.SHARD_SCHEMA)
-        data, name = records.to_parquet(table), f"{len(listed):05d}.parquet"
-        (root / "shards" / name).write_bytes(data)
-        listed.append({"name": name, "rows": table.num_rows, "sha256": records.sha256_of(data)})
-    quarantine = records.to_parquet(records.QUARANTINE_SCHEMA.empty_table())
-    (root / "quarantine.parquet").write_bytes(quarantine)
-    (root / "vocabulary.json").write_text(vocabulary.to_json())
-    manifest = {
-        "kind": "shards",
-        "schema_version": records.SCHEMA_VERSION,
-        "vocabulary_hash": vocabulary.hash,
-        "num_labels": len(vocabulary),
-        "rows_in": len(rows),
-        "rows_out": len(rows),
-        "quarantined": 0,
-        "duplicates": 0,
-        "validation": {"seed": 0, "fraction": 0.1},
-        "quarantine": {"name": "quarantine.parquet", "sha256": records.sha256_of(quarantine)},
-        "shards": listed,
-        "label_counts": records.count_states(states_NC, vocabulary),
-    }
-    (root / "manifest.json").write_text(json.dumps(records.seal(manifest)))
-    return ShardFolder.open(str(root))
-
-
-def tagger_of(vocabulary: Vocabulary, reconstructs: bool = True) -> Tagger:
-    """An untrained model of random weights."""
-    config = RunConfig(
-        backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2),
-        graph=GraphConfig(hidden=8, heads=2, residual=True),
-        reconstruction=ReconstructionConfig(enabled=reconstructs),
-    )
-    recogniser = Recogniser.start(load_backbone(config.backbone), config)
-    return Tagger(Checkpoint(uri="runs/a & b", recogniser=recogniser, config=config, vocabulary=vocabulary, metrics={}))
-
-
-def random_states(pictures: int, labels: int) -> np.ndarray:
-    states_NC = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (pictures, labels), p=[0.7, 0.3])
-    states_NC[np.arange(labels) % pictures, np.arange(labels)] = 1  # every label occurs
-    return states_NC
-
-
 def example(
     root: Path, vocabulary: Vocabulary, states_NC: np.ndarray, compare: bool = False, reconstructs: bool = True
 ) -> tuple[Evaluation, ShardFolder, Tagger]:
     """What write_report takes, measured by a real model on real shards."""
-    folder, tagger = shards(root / "shards of the test", vocabulary, states_NC), tagger_of(vocabulary, reconstructs)
+    folder = write_shards(root / "shards of the test", vocabulary, states_NC)
+    tagger = tagger_of(vocabulary, reconstructs)
     others = {"mkt_style": tagger_of(vocabulary, reconstructs=False)} if compare else {}
     return evaluate(tagger, others, folder), folder, tagger
 

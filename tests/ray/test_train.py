@@ -1,0 +1,293 @@
+"""Training under Ray Train on a real local Ray: the same curve whoever works, whatever is killed; one line for errors."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sigrl_core.batches import Rows
+from sigrl_core.config import PreprocessConfig, RunConfig, ScaleConfig
+from sigrl_core.demo import toybox
+from sigrl_core.demo.corpus import write_corpus
+from sigrl_core.errors import CheckpointError, ConfigError, ShardError
+from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.on_ray.train import train
+from sigrl_core.presets import get_preset
+from sigrl_core.records import ShardFolder
+from sigrl_core.tagger import Tagger
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+PIPELINE = Path(__file__).parents[2] / "pipelines" / "train.py"
+TOLERANCE = 1e-5
+"""Of losses, relative: workers change the order of sums and nothing else."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """60 small drawn scenes with the seen labels of each."""
+    folder = tmp_path_factory.mktemp("toybox")
+    write_corpus("labelled", 60, folder, lambda part, count: toybox.pictures(part, range(count), size=48, seed=0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(corpus: Path, ray_cluster) -> Path:
+    preprocess(
+        PreprocessConfig(
+            corpus="jsonl",
+            images=str(corpus / "pictures"),
+            annotations=str(corpus / "labels.jsonl"),
+            vocabulary=str(corpus / "vocabulary.json"),
+            out=str(corpus / "shards"),
+            short_side=48,
+            rows_per_shard=25,
+            annotated="seen",
+        )
+    )
+    return corpus / "shards"
+
+
+def run_config(**training) -> RunConfig:
+    """The quickstart's run on random weights, without graph dropout (which draws other masks on every worker)."""
+    preset = get_preset("quickstart")
+    return dataclasses.replace(
+        preset,
+        graph=dataclasses.replace(preset.graph, dropout=0.0),
+        training=dataclasses.replace(preset.training, **training),
+    )
+
+
+@pytest.fixture(scope="module")
+def augmented(shards: Path) -> RunConfig:
+    """Three epochs on augmented pictures, in batches whose last one is a single row: one of two workers has none."""
+    folder = ShardFolder.open(str(shards))
+    rows = len(Rows(folder, "train", folder.vocabulary.positions("seen")))
+    batch_size = next(size for size in range(8, rows) if rows % size == 1)
+    return run_config(epochs=3, batch_size=batch_size, augment="randaugment", hold_features=False)
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, augmented: RunConfig, tmp_path_factory) -> dict[int, Path]:
+    """Number of workers -> the folder they trained in."""
+    outs = {workers: tmp_path_factory.mktemp("trained") / f"{workers}" for workers in (1, 2)}
+    for workers, out in outs.items():
+        result = train(augmented, ScaleConfig(workers=workers), str(shards), None, str(out))
+        assert result == str(out / "checkpoint")
+    return outs
+
+
+def epochs_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
+    """sha256 and time of change of every file in a folder."""
+    return {
+        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# ---- whole runs ----
+
+
+def test_the_number_of_workers_changes_no_loss(trained: dict[int, Path]) -> None:
+    one, two = epochs_of(trained[1]), epochs_of(trained[2])
+    assert [row["epoch"] for row in one] == [row["epoch"] for row in two] == [1, 2, 3]
+    for alone, together in zip(one, two, strict=True):
+        measured = sorted(key for key in alone if not key.endswith(("_s", "seconds")))
+        assert measured == [
+            *("epoch", "selection", "train/distillation", "train/loss", "train/ranking", "validation/map")
+        ]
+        assert {key: alone[key] for key in measured} == pytest.approx(
+            {key: together[key] for key in measured}, rel=TOLERANCE
+        )
+    assert len({row["train/loss"] for row in one}) == 3  # it moves: equal curves are no equal constants
+
+
+def test_the_checkpoint_is_the_best_epoch_and_tags(trained: dict[int, Path], corpus: Path) -> None:
+    tagger = Tagger.load(str(trained[2]))
+    history = tagger.checkpoint.metrics["history"]
+    best = max(epochs_of(trained[2]), key=lambda row: row["validation/map"])
+    assert tagger.checkpoint.metrics["selected"] == best
+    assert history == epochs_of(trained[2])[: len(history)]
+    assert tagger.vocabulary == toybox.vocabulary()
+    (tags,) = tagger.tag([(corpus / "pictures" / "labelled_00000.jpg").read_bytes()], top_k=3)
+    assert not tags.error
+    assert len(tags.labels) == len(tags.scores) == 3
+    assert tags.scores == sorted(tags.scores, reverse=True)
+    assert set(tags.labels) <= set(tagger.vocabulary.names)
+
+
+def test_tensorboard_holds_the_losses(trained: dict[int, Path], augmented: RunConfig, shards: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained[2] / "tensorboard"))
+    events.Reload()
+    rows = len(Rows(folder := ShardFolder.open(str(shards)), "train", folder.vocabulary.positions("seen")))
+    steps = -(-rows // augmented.training.batch_size)
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 3 * steps + 1))
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
+        [row["train/loss"] for row in epochs_of(trained[2])], rel=1e-6
+    )
+    assert {"step/lr", "step/ranking", "step/data_wait_s", "validation/map"} <= set(events.Tags()["scalars"])
+
+
+def test_the_second_run_finds_it_done(trained: dict[int, Path], augmented: RunConfig, shards: Path) -> None:
+    before = fingerprint(trained[2])
+    started = time.monotonic()
+    result = train(augmented, ScaleConfig(workers=1), str(shards), None, str(trained[2]))  # scale is no part of a run
+    assert time.monotonic() - started < 1
+    assert result == str(trained[2] / "checkpoint")
+    assert fingerprint(trained[2]) == before
+
+
+def test_another_run_in_the_same_folder_is_refused(trained, augmented: RunConfig, shards: Path, tmp_path: Path) -> None:
+    before = fingerprint(trained[2])
+    shutil.copytree(shards, tmp_path / "moved")
+    slower = dataclasses.replace(augmented, optim=dataclasses.replace(augmented.optim, lr=1e-4))
+    for key, config, data, validation in (
+        ("config.optim.lr", slower, shards, None),
+        ("data", augmented, tmp_path / "moved", None),
+        ("validation", augmented, shards, str(tmp_path / "moved")),
+    ):
+        with pytest.raises(ConfigError, match=rf"holds a training with another {key}; choose another --out or delete"):
+            train(config, ScaleConfig(), str(data), validation, str(trained[2]))
+    assert fingerprint(trained[2]) == before
+
+
+# ---- errors ----
+
+
+def test_what_is_wrong_before_the_first_step(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "altered")
+    victim = tmp_path / "altered" / "shards" / "00001.parquet"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    unknown = dataclasses.replace(run_config(), loss=dataclasses.replace(run_config().loss, kind="cosine"))
+    for kind, message, config, data in (
+        (ShardError, r"altered/shards/00001.parquet: sha256 is .*; run preprocess.py again", run_config(), "altered"),
+        (ConfigError, r"loss.kind is 'cosine'; expected one of ranking", unknown, shards),
+    ):
+        with pytest.raises(kind, match=message):
+            train(config, ScaleConfig(), str(tmp_path / data), None, str(tmp_path / "out"))
+        assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+# ---- processes that die ----
+
+
+def start(out: Path, shards: Path, log: Path, *flags: object) -> subprocess.Popen:
+    """train.py on a private Ray, as a user calls it, with quick health checks; what it says goes to `log`."""
+    settings = ["--backbone.pretrained", "random", "--graph.dropout", "0", "--training.batch-size", "8"]
+    full = [sys.executable, PIPELINE, "quickstart", "--data", shards, "--out", out, *settings, *flags]
+    environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    environment.pop("RAY_ADDRESS", None)
+    with log.open("w") as file:
+        return subprocess.Popen([*map(str, full)], stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
+def saved_epoch(out: Path) -> int:
+    """The last epoch that Ray Train has noted, so that a run could go on after it; 0 before the first."""
+    noted = out / "state" / "checkpoint_manager_snapshot.json"
+    latest = json.loads(noted.read_text())["latest_checkpoint_result"] if noted.exists() else None
+    return latest["metrics"]["epoch"] if latest else 0
+
+
+def family(pid: int) -> dict[int, str]:
+    """Processes below one, and itself: pid -> command."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # it has just ended
+                continue
+            if status[0] != "Z":
+                parents[int(entry.name)] = (int(status[1]), command)
+    found = {pid}
+    while more := {child for child, (parent, _) in parents.items() if parent in found} - found:
+        found |= more
+    return {member: parents[member][1] for member in found if member in parents}
+
+
+def assert_gone(processes: dict[int, str], seconds: float = 60) -> None:
+    """Ray's agents look after their raylet now and then, and end some seconds after it."""
+    deadline = time.monotonic() + seconds
+    while alive := {pid: name[:80] for pid, name in processes.items() if family(pid).get(pid) == name}:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.2)
+
+
+def test_a_killed_driver_leaves_nothing_and_the_same_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(out, shards, log, "--training.epochs", 12, "--scale.workers", 2)
+    wait_for(lambda: saved_epoch(out), process, log)
+    processes = family(process.pid)
+    process.kill()
+    process.wait()
+    assert any("raylet" in name for name in processes.values())
+    assert any("RayTrainWorker" in name for name in processes.values())
+    before = (out / "metrics.jsonl").read_text().splitlines()
+    with pytest.raises(CheckpointError, match="has not finished"):
+        Tagger.load(str(out))
+    train(run_config(epochs=12, batch_size=8), ScaleConfig(workers=1), str(shards), None, str(out))
+    after = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in after] == list(range(1, 13))
+    assert after[0] == before[0]  # seconds and all: the first epoch was not trained again
+    assert Tagger.load(str(out)).vocabulary == toybox.vocabulary()
+    assert_gone(processes)
+
+
+def test_a_killed_worker_is_replaced(shards: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(out, shards, log, "--training.epochs", 12, "--scale.workers", 2)
+    wait_for(lambda: saved_epoch(out), process, log)
+    processes = family(process.pid)
+    workers = [pid for pid, name in processes.items() if "RayTrainWorker" in name]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    before = (out / "metrics.jsonl").read_text().splitlines()
+    assert process.wait(120) == 0, log.read_text()
+    after = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in after] == list(range(1, 13))
+    assert after[0] == before[0]
+    text = log.read_text()
+    assert text.splitlines()[-1] == f"checkpoint: {out}/checkpoint"
+    assert "Traceback" not in text
+    assert Tagger.load(str(out)).vocabulary == toybox.vocabulary()
+    assert_gone(processes)
+
+
+def test_an_error_on_a_worker_is_one_line(shards: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    started = time.monotonic()
+    process = start(out, shards, log, "--optim.lr", "1e30", "--scale.workers", 2)
+    assert process.wait(120) == 1, log.read_text()
+    print(log.read_text(), time.monotonic() - started)
+    errors = [line for line in log.read_text().splitlines() if not line.startswith("train: ") and " = " not in line]
+    assert len(errors) == 1
+    assert re.fullmatch(r"error: training: the loss of step \d+ is (nan|inf); pictures \[.*\]; lower optim.lr", errors[0])
+    assert not (out / "checkpoint").exists()

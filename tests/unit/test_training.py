@@ -1,0 +1,369 @@
+"""Training: it learns, it is the same however it is split over workers, epochs and restarts, it stops where it must."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
+from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_training_state
+from sigrl_core.config import (
+    BackboneConfig,
+    GraphConfig,
+    OptimConfig,
+    ReconstructionConfig,
+    RunConfig,
+    ScoringConfig,
+    TrainingConfig,
+)
+from sigrl_core.errors import ConfigError
+from sigrl_core.evaluation import validate
+from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.optim import parameter_groups, set_learning_rate
+from sigrl_core.records import ShardFolder
+from sigrl_core.tagger import embed_vocabulary
+from sigrl_core.training import Metrics, Task, TrainingState, fit, label_subset
+
+pytestmark = pytest.mark.unit
+
+ALL = Slice()
+REPOSITORY = Path(__file__).parents[2]
+
+CONFIG = RunConfig(
+    backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=1, prompt_template="a {}"),
+    graph=GraphConfig(hidden=16, heads=2, residual=True, dropout=0.0),
+    reconstruction=ReconstructionConfig(unit_rms=True),
+    scoring=ScoringConfig(patches_kept=8, learn_scale=True, initial_scale=20.0),
+    optim=OptimConfig(lr=1e-3, warmup_epochs=0.5),
+    training=TrainingConfig(epochs=3, batch_size=8, augment="none"),
+)
+
+
+def changed(**changes: dict[str, Any]) -> RunConfig:
+    """CONFIG with some fields of some of its parts replaced."""
+    return replace(CONFIG, **{part: replace(getattr(CONFIG, part), **values) for part, values in changes.items()})
+
+
+def fresh(config: RunConfig) -> TrainingState:
+    torch.manual_seed(0)
+    return TrainingState.start(Recogniser.start(load_backbone(config.backbone), config), config)
+
+
+def drifted(config: RunConfig) -> TrainingState:
+    """As after some training. Where training starts |student - teacher| is 0 but for rounding, and the sign of that,
+    which is its gradient, differs with the number of rows."""
+    state = fresh(config)
+    with torch.no_grad():
+        for parameter in state.recogniser.backbone.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn_like(parameter)
+    return state
+
+
+@dataclass
+class Record:
+    """What one call of `fit` told."""
+
+    steps: list[Metrics] = field(default_factory=list)
+    epochs: list[Metrics] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        return [metrics["loss"] for metrics in self.steps]
+
+
+def train(
+    folder: ShardFolder,
+    config: RunConfig,
+    state: TrainingState,
+    mine: Slice = ALL,
+    num_rows: int | None = None,
+    on_report: Callable[[TrainingState], None] = lambda state: None,
+) -> Record:
+    """Trains on the first `num_rows` pictures of a folder, validating on the same."""
+    rows = Rows(folder, "all")
+    count = len(rows) if num_rows is None else num_rows
+    seen = folder.vocabulary.positions("seen")
+    backbone, batch_size = state.recogniser.backbone, config.training.batch_size
+    labels_CD = embed_vocabulary(backbone, folder.vocabulary.subset("seen"), config.backbone.prompt_template)
+    held = HeldFeatures.compute(rows, 48, backbone.encode_frozen) if config.training.hold_features else None
+
+    def batches(order: np.ndarray, augment: Any, seed: tuple[int, int]) -> Iterable[Batch]:
+        make = held.batch if held else lambda numbers: picture_batch(rows, numbers, 48, augment, seed)
+        return epoch_batches(rows, order[order < count], batch_size, mine, make)
+
+    def evaluate(recogniser: Recogniser) -> Metrics:
+        return validate(recogniser, batches(np.arange(count), "none", (0, 0)), labels_CD, seen)
+
+    def shuffled(epoch: int) -> Iterable[Batch]:
+        seed = (config.training.seed, epoch)
+        return batches(rows.order(*seed), config.training.augment, seed)
+
+    record = Record()
+
+    def report(metrics: Metrics, state: TrainingState) -> None:
+        record.epochs.append(metrics)
+        on_report(state)
+
+    fit(
+        state,
+        Task(labels_CD=labels_CD, positions=seen, steps_per_epoch=num_steps(count, batch_size)),
+        shuffled,
+        evaluate,
+        report,
+        config,
+        on_step=lambda step, metrics: record.steps.append({"step": step, **metrics}),
+    )
+    return record
+
+
+def parameters_of(state: TrainingState) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.recogniser.state_dict().items()}
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+# ---- it learns ----
+
+
+def test_the_loss_falls_and_what_is_reported_is_what_happened(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"epochs": 6}, graph={"dropout": 0.3})
+    state = fresh(config)
+    record = train(toybox_shards, config, state)
+    by_epoch = np.array(record.losses).reshape(6, 5)
+    assert by_epoch[-1].mean() < 0.9 * by_epoch[0].mean()
+    assert (state.epoch, state.step) == (6, 30)
+    assert [metrics["step"] for metrics in record.steps] == list(range(1, 31))
+    assert [metrics["epoch"] for metrics in record.epochs] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([metrics["train/loss"] for metrics in record.epochs], by_epoch.mean(1))
+    for metrics in record.steps:
+        assert metrics["loss"] == pytest.approx(metrics["ranking"] + metrics["distillation"])
+    assert record.epochs[-1]["validation/map"] > record.epochs[0]["validation/map"]
+    assert not state.recogniser.training
+    rates = [metrics["lr"] for metrics in record.steps]
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(1e-3, rel=0.01)
+    assert rates[-1] < rates[15] < rates[5]
+
+
+def test_the_recorded_loss_curve(toybox_shards: ShardFolder) -> None:
+    """A change that is meant to keep the numbers keeps these; one that means to change them writes them anew."""
+    config = changed(training={"epochs": 4, "augment": "crop_flip", "label_fraction": 0.5})
+    found = train(toybox_shards, config, fresh(config)).losses
+    recorded = json.loads(Path(__file__).with_name("loss_curve.json").read_text())["losses"]
+    assert found == pytest.approx(recorded, rel=1e-3), f"if this is meant, put into loss_curve.json: {json.dumps(found)}"
+    assert len(recorded) == 20
+
+
+def test_the_baseline_and_plain_scores_train_too(toybox_shards: ShardFolder) -> None:
+    for config in (
+        changed(reconstruction={"enabled": False}, training={"max_steps": 2}),
+        changed(scoring={"learn_scale": False}, loss={"distillation": 0.0}, training={"max_steps": 2}),
+        changed(graph={"kind": "none"}, optim={"clip_norm": 0.1}, training={"max_steps": 2}),
+    ):
+        record = train(toybox_shards, config, fresh(config), num_rows=16)
+        assert np.isfinite(record.losses).all()
+
+
+def test_without_distillation_only_the_ranking_counts(toybox_shards: ShardFolder) -> None:
+    config = changed(loss={"distillation": 0.0}, training={"max_steps": 2})
+    for metrics in train(toybox_shards, config, fresh(config), num_rows=16).steps:
+        assert metrics["loss"] == metrics["ranking"]
+        assert metrics["distillation"] == 0
+
+
+def test_gradients_are_clipped(toybox_shards: ShardFolder) -> None:
+    def norm(config: RunConfig) -> float:
+        state = fresh(config)
+        train(toybox_shards, config, state, num_rows=8)
+        return float(torch.stack([p.grad.norm() for p in state.recogniser.parameters() if p.grad is not None]).norm())
+
+    assert norm(changed(training={"max_steps": 1})) > 0.05
+    assert norm(changed(training={"max_steps": 1}, optim={"clip_norm": 0.01})) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_half_precision(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"max_steps": 4, "precision": "bf16"})
+    state = fresh(config)
+    found = train(toybox_shards, config, state, num_rows=16)
+    expected = train(toybox_shards, changed(training={"max_steps": 4}), fresh(CONFIG), num_rows=16)
+    assert found.losses != expected.losses
+    assert found.losses == pytest.approx(expected.losses, rel=0.02)
+    assert {p.dtype for p in state.recogniser.parameters()} == {torch.float32}
+
+
+def test_held_features_give_the_losses_of_pictures(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"epochs": 2, "hold_features": True}, backbone={"frozen_blocks": 2})
+    held = train(toybox_shards, config, fresh(config), num_rows=20)
+    config = replace(config, training=replace(config.training, hold_features=False))
+    pictures = train(toybox_shards, config, fresh(config), num_rows=20)
+    assert held.losses == pytest.approx(pictures.losses, rel=1e-5)
+    assert held.epochs[-1]["validation/map"] == pytest.approx(pictures.epochs[-1]["validation/map"], rel=1e-3)
+
+
+# ---- what trains, at which rate ----
+
+
+def test_frozen_parts_get_no_gradient_and_do_not_move(toybox_shards: ShardFolder) -> None:
+    state = fresh(CONFIG)
+    before = parameters_of(state)
+    train(toybox_shards, CONFIG, state, num_rows=16)
+    upper = ("backbone.clip.visual.transformer.resblocks.1.", "backbone.clip.visual.ln_post.", "head.")
+    trainable = {n for n in before if n.startswith(upper) or n == "backbone.clip.visual.proj"}
+    unmoved = {"head.semantic.coef.bias", "head.reconstruction.coef.bias", "head.bias"}  # cancel: no gradient but 0
+    after = parameters_of(state)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved <= trainable
+    assert trainable - moved <= unmoved | {n for n in trainable if n.endswith("attn.in_proj_bias")}
+    for name, parameter in state.recogniser.named_parameters():
+        assert (parameter.grad is not None) == (name in trainable), name
+
+
+def test_rates_fall_with_depth_and_vectors_do_not_decay() -> None:
+    state = fresh(changed(backbone={"frozen_blocks": 0}, optim={"layer_decay": 0.5, "weight_decay": 0.2}))
+    recogniser, groups = state.recogniser, state.optimiser.param_groups
+    parameters = dict(recogniser.named_parameters())
+    listed = [name for group in groups for name in group["names"]]
+    assert sorted(listed) == sorted(name for name, p in parameters.items() if p.requires_grad)
+    scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    visual = "backbone.clip.visual"
+    assert scale["head.semantic.coef.weight"] == scale[f"{visual}.proj"] == scale[f"{visual}.ln_post.weight"] == 1
+    assert scale[f"{visual}.transformer.resblocks.1.attn.in_proj_weight"] == 0.5
+    assert scale[f"{visual}.transformer.resblocks.0.ln_1.bias"] == 0.25
+    assert {name: 0.2 if parameters[name].ndim > 1 else 0.0 for name in listed} == decay
+    assert decay["head.log_scale"] == 0
+    set_learning_rate(state.optimiser, 0.1)
+    assert {group["lr"] for group in groups} == {0.1, 0.05, 0.025}
+    assert parameter_groups(recogniser, OptimConfig(layer_decay=1.0))[0]["lr_scale"] == 1
+
+
+def test_label_subsets() -> None:
+    for step in range(20):
+        chosen = label_subset(50, 0.3, 7, step)
+        assert len(chosen) == len(set(chosen.tolist())) == 15
+        assert chosen.tolist() == sorted(chosen.tolist())
+        torch.manual_seed(step)  # no generator's state matters, so every worker draws the same
+        assert torch.equal(label_subset(50, 0.3, 7, step), chosen)
+    drawn = [tuple(label_subset(50, 0.3, 7, step).tolist()) for step in range(20)]
+    assert len(set(drawn)) == 20
+    assert set().union(*drawn) == set(range(50))
+    assert label_subset(50, 0.3, 8, 0).tolist() != list(drawn[0])
+    assert label_subset(4, 1.0, 0, 0).tolist() == [0, 1, 2, 3]
+    assert len(label_subset(4, 0.01, 0, 0)) == 1
+
+
+# ---- the same, however it is split ----
+
+
+def test_training_that_is_taken_up_again_ends_the_same(toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    config = changed(graph={"dropout": 0.3}, training={"label_fraction": 0.5, "augment": "crop_flip"})
+    straight = fresh(config)
+
+    def save_first(state: TrainingState) -> None:
+        if state.epoch == 1:
+            save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, toybox_shards.vocabulary, {})
+            save_training_state(tmp_path, state.optimiser, {"epoch": state.epoch, "step": state.step})
+
+    whole = train(toybox_shards, config, straight, num_rows=20, on_report=save_first)
+
+    torch.manual_seed(99)
+    again = TrainingState.start(Recogniser.start(load_backbone(config.backbone), config), config)
+    progress = load_training_state(tmp_path, again.recogniser, again.optimiser)
+    again.epoch, again.step = progress["epoch"], progress["step"]
+    assert (again.epoch, again.step) == (1, 3)
+    rest = train(toybox_shards, config, again, num_rows=20)
+    assert rest.losses == whole.losses[3:]
+    assert rest.epochs[-1]["validation/map"] == whole.epochs[-1]["validation/map"]
+    assert_equal(parameters_of(again), parameters_of(straight))
+
+
+def test_slices_of_a_batch_sum_to_its_gradient(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"max_steps": 1, "batch_size": 7})
+
+    def gradients(mine: Slice) -> dict[str, Tensor]:
+        state = drifted(config)
+        train(toybox_shards, config, state, mine, num_rows=7)
+        return {n: p.grad for n, p in state.recogniser.named_parameters() if p.grad is not None}
+
+    whole = gradients(ALL)
+    parts = [gradients(Slice(rank=rank, workers=3)) for rank in range(3)]
+    for name, expected in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+DATA_PARALLEL = changed(training={"epochs": 2, "batch_size": 5, "max_steps": 5, "label_fraction": 0.5})
+"""11 rows in steps of 5, 5, 1, 5, 5: two workers have 3 and 2 rows of most, and one of them none of the third."""
+
+
+def worker(rank: int, workers: int, data: str, out: str) -> None:
+    """One of several processes that train together, as Ray Train would start them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=workers)
+    state = drifted(DATA_PARALLEL)
+    record = train(ShardFolder.open(data), DATA_PARALLEL, state, Slice(rank=rank, workers=workers), num_rows=11)
+    save_file(parameters_of(state), f"{out}/{rank}.safetensors")
+    Path(f"{out}/{rank}.json").write_text(json.dumps([record.losses, record.epochs[-1]["validation/map"]]))
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_what_one_does(toybox_shards: ShardFolder, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY)  # the processes import this file
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(worker, (2, toybox_shards.uri, str(tmp_path)), nprocs=2)
+    alone = drifted(DATA_PARALLEL)
+    record = train(toybox_shards, DATA_PARALLEL, alone, num_rows=11)
+    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    assert_equal(found[0], found[1])
+    for name, expected in parameters_of(alone).items():
+        torch.testing.assert_close(found[0][name], expected, rtol=0, atol=1e-5, msg=name)
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    losses, validation = told[0]
+    assert losses == pytest.approx(record.losses, rel=1e-5)
+    assert len(losses) == 5
+    assert validation == pytest.approx(record.epochs[-1]["validation/map"], abs=1e-6)
+
+
+# ---- it stops where it must ----
+
+
+def test_max_steps_stop_in_the_middle_of_an_epoch(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"epochs": 5, "max_steps": 4})
+    state = fresh(config)
+    record = train(toybox_shards, config, state, num_rows=24)
+    assert (state.step, state.epoch, len(record.steps), len(record.epochs)) == (4, 2, 4, 2)
+    assert record.epochs[-1]["train/loss"] == pytest.approx(record.losses[-1])
+    assert train(toybox_shards, config, state, num_rows=24) == Record()
+
+
+def test_a_loss_that_is_not_finite_names_pictures_and_changes_nothing(toybox_shards: ShardFolder) -> None:
+    state = fresh(CONFIG)
+    with torch.no_grad():
+        state.recogniser.head.log_scale.fill_(float("nan"))
+    before = parameters_of(state)
+    order = Rows(toybox_shards).order(0, 0)
+    first = [f"{number:03d}.jpg" for number in order[order < 16][:5]]
+    with pytest.raises(ConfigError, match="the loss of step 0 is nan") as caught:
+        train(toybox_shards, CONFIG, state, num_rows=16)
+    assert str(first) in str(caught.value)
+    assert "lower optim.lr" in str(caught.value)
+    moved = [n for n, v in parameters_of(state).items() if not torch.equal(v.nan_to_num(), before[n].nan_to_num())]
+    assert moved == []
+
+
+def test_nothing_to_train_on(toybox_shards: ShardFolder) -> None:
+    with pytest.raises(ConfigError, match="no picture with a seen positive label in --data"):
+        train(toybox_shards, CONFIG, fresh(CONFIG), num_rows=0)
