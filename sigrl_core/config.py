@@ -63,7 +63,7 @@ class ReconstructionConfig:
     enabled: bool = True
     """Off: patches are scored as the backbone gives them (MKT-style baseline)."""
     residual: bool = False
-    """Patches become X + R P/C, not R."""
+    """Patches become X + R P/C, not R, and W_r starts at zero: from the patches as they come."""
     unit_rms: bool = False
     """Scales both things that U fuses to a root mean square of one, so that the label graph is heard. [M]"""
 
@@ -107,6 +107,8 @@ class OptimConfig:
     """On parameters of two or more dimensions. [S]"""
     layer_decay: float = 0.65
     """Each block down the backbone trains at this fraction of the rate above it. [S]"""
+    head_rate: float = 1.0
+    """SigRL's own matrices train at this fraction of the rate; lower keeps more of what CLIP knows. [M]"""
     warmup_epochs: float = 2.0
     """Epochs of linear rise from 0, step by step. [S]"""
     final_lr: float = 1e-7
@@ -117,6 +119,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "above 0")
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
+        _require(0 < self.head_rate <= 1, "optim.head_rate", self.head_rate, "in (0, 1]")
         _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
 
 

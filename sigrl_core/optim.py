@@ -37,12 +37,15 @@ def parameter_groups(recogniser: Recogniser, config: OptimConfig) -> list[dict[s
             continue
         depth = backbone.depth_of(name) if name.startswith("backbone.") else top
         decays = parameter.ndim > 1
+        lr_scale = config.layer_decay ** (top - depth)
+        if name.startswith("head.") and decays:
+            lr_scale *= config.head_rate
         group = groups.setdefault(
-            (depth, decays),
+            (lr_scale, decays),
             {
                 "params": [],
                 "names": [],
-                "lr_scale": config.layer_decay ** (top - depth),
+                "lr_scale": lr_scale,
                 "weight_decay": config.weight_decay if decays else 0.0,
             },
         )

@@ -164,8 +164,8 @@ def mix_channels(semantic_BCD: Float[Tensor, "B C D"], labels_CD: Float[Tensor, 
 class Reconstruction(nn.Module):
     """SVFR: patches rebuilt from what semantics and label graph say of every label together.
 
-    Published: R = X * sum_c A', queries Q = U [O ; G]. `config.residual` gives X + R P / C, which starts at twice the
-    patches instead of at C / P of them; `config.unit_rms` brings O and G to the same size before U.
+    Published: R = X * sum_c A', queries Q = U [O ; G]. `config.residual` gives X + R P / C with W_r
+    starting at zero, that is from the patches as they come; `config.unit_rms` brings O and G to the same size before U.
     """
 
     def __init__(self, dim: int, config: ReconstructionConfig) -> None:

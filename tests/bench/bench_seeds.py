@@ -34,7 +34,7 @@ def ablations(full: RunConfig, mkt: RunConfig) -> dict[str, RunConfig]:
         return dataclasses.replace(config, **{owner: dataclasses.replace(getattr(config, owner), **fields)})
 
     toggled = 0.0 if full.loss.distillation else 1.0
-    published = change(change(full, "scoring", learn_scale=False), "training", label_fraction=1.0)
+    published = change(change(full, "scoring", learn_scale=False), "optim", head_rate=1.0)
     published = dataclasses.replace(published, reconstruction=ReconstructionConfig())
     name = "no_distillation" if full.loss.distillation else "with_distillation"
     return {

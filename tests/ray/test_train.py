@@ -289,5 +289,7 @@ def test_an_error_on_a_worker_is_one_line(shards: Path, tmp_path: Path) -> None:
     print(log.read_text(), time.monotonic() - started)
     errors = [line for line in log.read_text().splitlines() if not line.startswith("train: ") and " = " not in line]
     assert len(errors) == 1
-    assert re.fullmatch(r"error: training: the loss of step \d+ is (nan|inf); pictures \[.*\]; lower optim.lr", errors[0])
+    assert re.fullmatch(
+        r"error: training: the loss of step \d+ is (nan|inf); pictures \[.*\]; lower optim.lr", errors[0]
+    )
     assert not (out / "checkpoint").exists()

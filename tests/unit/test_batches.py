@@ -80,9 +80,7 @@ def test_slices_unite_to_the_global_batch(many: Rows, workers: int, batch_size: 
     seen: list[str] = []
     for k, slices in enumerate(zip(*of_workers, strict=True)):
         expected = [f"{number:03d}.jpg" for number in order[k * batch_size : (k + 1) * batch_size]]
-        found = [
-            uri for batch in slices for uri, w in zip(batch.uris, batch.weight_B.tolist(), strict=True) if w
-        ]
+        found = [uri for batch in slices for uri, w in zip(batch.uris, batch.weight_B.tolist(), strict=True) if w]
         assert found == expected
         assert {batch.global_rows for batch in slices} == {len(expected)}
         assert sum(batch.weight_B.sum().item() for batch in slices) == len(expected)

@@ -163,7 +163,9 @@ def test_the_recorded_loss_curve(toybox_shards: ShardFolder) -> None:
     config = changed(training={"epochs": 4, "augment": "crop_flip", "label_fraction": 0.5})
     found = train(toybox_shards, config, fresh(config)).losses
     recorded = json.loads(Path(__file__).with_name("loss_curve.json").read_text())["losses"]
-    assert found == pytest.approx(recorded, rel=1e-3), f"if this is meant, put into loss_curve.json: {json.dumps(found)}"
+    assert found == pytest.approx(recorded, rel=1e-3), (
+        f"if this is meant, put into loss_curve.json: {json.dumps(found)}"
+    )
     assert len(recorded) == 20
 
 
