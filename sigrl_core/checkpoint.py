@@ -44,6 +44,7 @@ from sigrl_core.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+METRICS_FILE = "metrics.json"
 Kind = Literal["sigrl", "clip"]
 
 
@@ -65,7 +66,7 @@ def save_checkpoint(
     files = {
         "config.json": to_json(config),
         "vocabulary.json": vocabulary.to_json(),
-        "metrics.json": json.dumps(metrics, indent=1, sort_keys=True) + "\n",
+        METRICS_FILE: _metrics_json(metrics),
     }
     _write(Path(folder), "sigrl", recogniser.backbone, recogniser.state_dict(), files, vocabulary.hash)
 
@@ -108,6 +109,25 @@ def _write(
         ) from error
 
 
+def publish_checkpoint(folder: Path, uri: str, history: list[dict[str, Any]]) -> None:
+    """Copies a local checkpoint to where it is looked for, its manifest last.
+
+    Args:
+        history: metrics of every epoch, those after this one too; takes the place of the checkpoint's own.
+    """
+    manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")) | {"history": history}
+    for name in manifest["files"]:
+        data = _metrics_json(metrics).encode() if name == METRICS_FILE else (folder / name).read_bytes()
+        manifest["files"][name] = sha256_of(data)
+        storage.write_bytes(storage.join(uri, name), data)
+    storage.write_json(storage.join(uri, MANIFEST_FILE), manifest)
+
+
+def _metrics_json(metrics: dict[str, Any]) -> str:
+    return json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+
+
 def load_checkpoint(uri: str) -> Checkpoint:
     """Loads and verifies a checkpoint folder, or the `checkpoint` inside the folder of a training run.
 
@@ -129,7 +149,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
             backbone = backbone_from_description(description, config.backbone.frozen_blocks)
             recogniser = Recogniser(backbone, backbone.teacher(), config)
             recogniser.load_state_dict(load_file(folder / WEIGHTS_FILE))
-            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
             raise CheckpointError(
                 f"{where}: cannot be loaded ({error}); train again or copy the folder again"
@@ -163,14 +183,14 @@ def _find(uri: str) -> str:
 def _verify(where: str, folder: Path) -> Kind:
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        kind, files, version = manifest["kind"], manifest["files"], manifest["schema_version"]
+        kind, files, version = manifest["kind"], dict(manifest["files"]), manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}/{MANIFEST_FILE}: not the manifest of a checkpoint ({error!r})") from error
     if kind not in ("sigrl", "clip"):
         raise CheckpointError(f"{where}: holds {kind!r}, expected a checkpoint; give the --out of train.py")
     if version != SCHEMA_VERSION:
         raise CheckpointError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; train again")
-    for name, expected in files.items():
+    for name, expected in {WEIGHTS_FILE: "nothing", DESCRIPTION_FILE: "nothing", **files}.items():
         path = folder / name
         found = sha256_of(path.read_bytes()) if path.is_file() else "missing"
         if found != expected:

@@ -81,7 +81,7 @@ def _read_run(path: str) -> RunConfig:
 def print_configuration(config: Any) -> None:
     """Prints a configuration as `dotted.name = value` lines, names as on the command line, before anything else."""
     for name, value in _flat(dataclasses.asdict(config)):
-        print(f"{name} = {value}", flush=True)
+        print(f"{name.removeprefix('run.')} = {value}", flush=True)  # train.py's flags of the run go without its name
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -95,8 +95,7 @@ def centre_crop_array(image: Image.Image | bytes, size: int) -> np.ndarray:
 
     Resizing, then cropping, up to rounding; only the square is computed, so a 1 x 60,000 picture costs no more.
     """
-    if not isinstance(image, Image.Image):
-        image = decode(image)
+    image = _load(image, 0) if isinstance(image, Image.Image) else decode(image)
     short = min(image.size)
     scaled = [int(size * side / short) for side in image.size]
     box = []

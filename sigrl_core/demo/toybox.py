@@ -15,7 +15,7 @@ Three disjoint parts, each picture a function of (seed, part, index) alone:
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -83,9 +83,9 @@ class Picture:
     caption: str
 
 
-def pictures(part: Part, numbers: Iterable[int], *, size: int, seed: int) -> Iterator[Picture]:
-    """Pictures of a part by their numbers, drawn one after the other."""
-    return (picture(part, number, size=size, seed=seed) for number in numbers)
+def pictures(part: Part, numbers: Iterable[int], size: int, seed: int) -> list[Picture]:
+    """Pictures of a part by their numbers."""
+    return [picture(part, number, size=size, seed=seed) for number in numbers]
 
 
 def picture(part: Part, index: int, *, size: int, seed: int) -> Picture:
@@ -114,7 +114,7 @@ def _any_thing(rng: np.random.Generator) -> Thing:
 def _compose(part: Part, rng: np.random.Generator, seed: int) -> tuple[str, list[Thing]]:
     scene = int(rng.integers(NUM_SCENES))
     background = BACKGROUNDS[scene if rng.random() < 0.7 else rng.integers(len(BACKGROUNDS))]
-    alone = part == "captioned" and rng.random() < 0.5  # single objects teach a CLIP what each word means
+    alone = part == "captioned" and rng.random() < 0.85  # single objects teach a CLIP what each word means
     count = 1 if alone else int(rng.integers(2, 5))
     favourites = _favourites(seed)[scene]
     expected = 0.0 if alone else 0.6

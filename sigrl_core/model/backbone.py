@@ -225,9 +225,23 @@ def load_backbone(config: BackboneConfig) -> Backbone:
             )
         return Backbone(BACKBONES[config.name](), describe(config.name, False), config.frozen_blocks)
     if config.name not in open_clip.list_models():
-        known = [*BACKBONES, *(name for name in open_clip.list_models() if name.startswith("ViT"))]
+        known = [*BACKBONES, *(name for name in open_clip.list_models() if name.startswith("ViT") and _is_plain(name))]
         raise ConfigError(f"backbone.name {config.name!r} is unknown; known are {', '.join(known)}")
+    if not _is_plain(config.name):
+        raise ConfigError(
+            f"backbone.name {config.name!r} is not a ViT with a class token and CLIP's own text tower; "
+            "choose one such as ViT-B-16 or ViT-L-14"
+        )
     return _load_open_clip(config)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether an open_clip model is a ViT with a class token whose texts CLIP's own tokenizer reads."""
+    config: dict[str, Any] = open_clip.get_model_config(name) or {}
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    is_vit = isinstance(vision.get("layers"), int) and vision.get("pool_type", "tok") == "tok"
+    others = {"timm_model_name", "attentional_pool", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs"}
+    return is_vit and "multimodal_cfg" not in config and not others & (set(vision) | set(text))
 
 
 def load_backbone_folder(folder: Path, frozen_blocks: int) -> Backbone:
@@ -302,9 +316,13 @@ def _how_to_get(config: BackboneConfig, tag: dict[str, Any], is_file: bool, erro
     reason = str(error).strip().splitlines()[-1][:200]
     if is_file:
         return f"{config.pretrained}: not weights of {config.name} ({reason}); give a file saved for this architecture"
-    source = tag.get("url") or f"{tag.get('hf_hub', '')}".rstrip("/")
+    hub = tag.get("hf_hub", "").rstrip("/")
+    source = f"open_clip_model.safetensors of huggingface.co/{hub}" if hub else tag.get("url")
+    # a file does not say that it needs QuickGELU, the architecture's name does
+    renamed = bool(tag.get("quick_gelu")) and "quickgelu" not in config.name
+    name = f"--backbone.name {config.name}-quickgelu " if renamed else ""
     return (
         f"weights {config.pretrained!r} of {config.name} cannot be fetched ({reason}); "
-        f"download {source} (open_clip_model.safetensors or the .pt file) on a machine with a network "
-        f"and pass its path: --backbone.pretrained /path/to/file; or ask for {RANDOM!r} weights by name"
+        f"download {source} on a machine with a network and pass its path: "
+        f"{name}--backbone.pretrained /path/to/file; or ask for {RANDOM!r} weights by name"
     )

@@ -9,34 +9,60 @@ from typing import Any
 
 import ray
 
+from sigrl_core.errors import SigrlError
 from sigrl_core.progress import progress_line
 
 
-class _Counter:
+class _Board:
+    """What workers have told so far."""
+
     def __init__(self) -> None:
         self.done, self.note = 0, ""
+        self.error: SigrlError | None = None
 
-    def advance(self, count: int, note: str) -> None:
-        self.done, self.note = self.done + count, note
+    def begin(self, done: int) -> None:
+        self.done, self.error = done, None
+
+    def reach(self, done: int, note: str) -> None:
+        self.done, self.note = done, note
+
+    def fail(self, error: SigrlError) -> None:
+        self.error = error
 
     def now(self) -> tuple[int, str]:
         return self.done, self.note
 
+    def failure(self) -> SigrlError | None:
+        return self.error
+
 
 class Progress:
-    """A handle that travels to workers; telling it costs them nothing they would wait for."""
+    """A handle that travels to workers."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
-    def advance(self, count: int, note: str = "") -> None:
-        self.actor.advance.remote(count, note)
+    def begin(self, done: int) -> None:
+        """Says that work starts, or starts again, where so much is done; what it stopped for before is forgotten."""
+        ray.get(self.actor.begin.remote(done))
+
+    def reach(self, done: int, note: str = "") -> None:
+        """Says how much is done in all; costs the worker nothing that it would wait for."""
+        self.actor.reach.remote(done, note)
+
+    def fail(self, error: SigrlError) -> None:
+        """Hands over what a worker stops for, as Ray Train keeps of a raised error only its text."""
+        ray.get(self.actor.fail.remote(error))
+
+    def failure(self) -> SigrlError | None:
+        """What a worker stopped for, if work has not started again since."""
+        return ray.get(self.actor.failure.remote())
 
 
 @contextmanager
 def watched(label: str, total: int, unit: str = "steps") -> Iterator[Progress]:
     """A progress line on this process, fed by whoever holds the handle."""
-    actor: Any = ray.remote(num_cpus=0)(_Counter).remote()
+    actor: Any = ray.remote(num_cpus=0)(_Board).remote()
     stopped = threading.Event()
 
     def show() -> None:

@@ -74,15 +74,13 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
 
 def _draw(seed: int, part: toybox.Part, count: int) -> Iterator[toybox.Picture]:
     """Pictures of a part in order, drawn by Ray tasks."""
-    task = ray.remote(_draw_some)
+    task = ray.remote(toybox.pictures)  # of a module without torch, which costs a worker seconds to import
     starts = range(0, count, PICTURES_PER_TASK)
-    drawn = [task.remote(part, range(start, min(start + PICTURES_PER_TASK, count)), seed) for start in starts]
+    drawn = [
+        task.remote(part, range(start, min(start + PICTURES_PER_TASK, count)), PICTURE_SIZE, seed) for start in starts
+    ]
     for pictures in drawn:
         yield from ray.get(pictures)
-
-
-def _draw_some(part: toybox.Part, numbers: range, seed: int) -> list[toybox.Picture]:
-    return list(toybox.pictures(part, numbers, size=PICTURE_SIZE, seed=seed))
 
 
 def run_config(preset: str, config: QuickstartConfig) -> RunConfig:
@@ -119,8 +117,12 @@ def _claim(out: Path, config: QuickstartConfig) -> None:
     wanted = {key: value for key, value in json.loads(to_json(config)).items() if key not in ("out", "workers")}
     if storage.exists(where):
         found = storage.read_json(where)
-        if found != wanted:
-            raise ConfigError(f"{out}: holds a quickstart with {found}; choose another --out or delete the folder")
+        if differing := [key for key in wanted if found.get(key) != wanted[key]]:
+            key = differing[0]
+            raise ConfigError(
+                f"{out}: holds a quickstart with {key} = {found.get(key)}, now {key} = {wanted[key]}; "
+                "choose another --out or delete the folder"
+            )
         return
     storage.write_json(where, wanted)
 

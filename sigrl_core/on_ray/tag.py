@@ -85,7 +85,8 @@ def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
         return
     noted = storage.read_json(where)
     if differing := [key for key in plan if noted.get(key) != plan[key]]:
-        raise StorageError(f"{out}: was started with another {differing[0]}; delete the folder or choose another --out")
+        what = "set of pictures" if differing[0] == "listing" else differing[0]
+        raise StorageError(f"{out}: was started with another {what}; delete the folder or choose another --out")
 
 
 def _worker(checkpoint: str, vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]) -> Work:

@@ -19,16 +19,16 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.utils.tensorboard import SummaryWriter
 
 from sigrl_core import storage
 from sigrl_core.batches import HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
-from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_training_state
+from sigrl_core.checkpoint import load_training_state, publish_checkpoint, save_checkpoint, save_training_state
 from sigrl_core.config import RunConfig, ScaleConfig, from_json, to_json
-from sigrl_core.errors import ConfigError, ShardError
+from sigrl_core.errors import ConfigError, ShardError, SigrlError
 from sigrl_core.evaluation import validate
 from sigrl_core.losses import get_loss
 from sigrl_core.model.backbone import load_backbone
@@ -65,11 +65,20 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     validation = storage.absolute(validation) if validation else None
     folder = ShardFolder.open(data)
     _check(config, folder, ShardFolder.open(validation) if validation else None)
-    _claim(out, config, folder, validation)
+    run = {
+        "config": json.loads(to_json(config)),
+        "data": data,
+        "data_sha256": folder.manifest["sha256"],
+        "validation": validation,
+    }
+    begun = _begun(out, run)
     result = storage.join(out, "checkpoint")
-    if storage.exists(storage.join(result, "manifest.json")):
+    if begun and storage.exists(storage.join(result, "manifest.json")):
         return result
-    load_backbone(config.backbone)  # missing weights stop here, and a download happens once
+    load_backbone(config.backbone)  # missing weights stop here, before `out` is taken, and a download happens once
+    if not begun:
+        storage.make_folder(out)
+        storage.write_json(storage.join(out, "run.json"), run)
     connect()
     filesystem, path = storage.filesystem_for(out)
     with watched("train", _total_steps(config, folder, validation)) as progress:
@@ -96,11 +105,19 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
                 ),
             ),
         )
-        fitted = trainer.fit()
+        try:
+            fitted = trainer.fit()
+        except TrainingFailedError as failed:
+            if (error := progress.failure()) is not None:
+                raise error from failed
+            raise
+        if (error := progress.failure()) is not None:
+            raise error
     best = fitted.get_best_checkpoint(SELECTION, "max") if fitted.best_checkpoints else fitted.checkpoint
     assert best is not None
     with best.as_directory() as folder_of_best:
-        _publish(Path(folder_of_best) / "checkpoint", result)
+        history = [json.loads(line) for line in storage.read_bytes(storage.join(out, "metrics.jsonl")).splitlines()]
+        publish_checkpoint(Path(folder_of_best) / "checkpoint", result, history)
     return result
 
 
@@ -116,23 +133,20 @@ def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder | Non
         )
 
 
-def _claim(out: str, config: RunConfig, folder: ShardFolder, validation: str | None) -> None:
-    """Writes what the folder trains, or checks that it is the same."""
-    run = {
-        "config": json.loads(to_json(config)),
-        "data": folder.uri,
-        "data_sha256": folder.manifest["sha256"],
-        "validation": validation,
-    }
+def _begun(out: str, run: dict[str, Any]) -> bool:
+    """Whether the folder holds this training, whole or in part; raises ConfigError where it holds something else."""
     where = storage.join(out, "run.json")
-    if not storage.exists(where):
-        storage.make_folder(out)
-        storage.write_json(where, run)
-    elif (found := storage.read_json(where)) != run:
+    if storage.exists(where):
+        found = storage.read_json(where)
+        if found == run:
+            return True
         differing = sorted(_flat(found).items() ^ _flat(run).items())[0][0]
         raise ConfigError(
             f"{out}: holds a training with another {differing}; choose another --out or delete the folder"
         )
+    if storage.exists(out) and storage.list_files(out):
+        raise ConfigError(f"{out}: holds files of something else (no run.json); choose another --out")
+    return False
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -141,16 +155,20 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def _publish(folder: Path, result: str) -> None:
-    """Copies the best epoch's checkpoint to its place, its manifest last."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == "manifest.json"):
-        storage.write_bytes(storage.join(result, path.name), path.read_bytes())
-
-
 # ---- on every worker ----
 
 
 def _train_worker(setup: dict[str, Any]) -> None:
+    try:
+        _train(setup)
+    except ConfigError as error:  # every worker stops for it at the same step, and would again
+        setup["progress"].fail(error)
+    except SigrlError as error:
+        setup["progress"].fail(error)
+        raise
+
+
+def _train(setup: dict[str, Any]) -> None:
     config = from_json(RunConfig, setup["config"], "train")
     context = ray.train.get_context()
     mine = Slice(rank=context.get_world_rank(), workers=context.get_world_size())
@@ -242,7 +260,8 @@ class _Log:
     """What the first worker writes for people: metrics.jsonl, TensorBoard, the progress line."""
 
     def __init__(self, out: str, progress: Progress, step: int) -> None:
-        self.out, self.progress, self.last_step = out, progress, step
+        self.out, self.progress = out, progress
+        progress.begin(step)
         filesystem, path = storage.filesystem_for(out)
         self.local = Path(path if filesystem.type_name == "local" else tempfile.mkdtemp())
         self.upload = filesystem.type_name != "local"
@@ -258,8 +277,7 @@ class _Log:
     def step(self, step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():
             self.writer.add_scalar(f"step/{name}", value, step)
-        self.progress.advance(step - self.last_step, f"loss {metrics['loss']:.4f}")
-        self.last_step = step
+        self.progress.reach(step, f"loss {metrics['loss']:.4f}")
 
     def epoch(self, metrics: Metrics) -> None:
         for name, value in metrics.items():

@@ -45,11 +45,13 @@ def ablations(full: RunConfig, mkt: RunConfig) -> dict[str, RunConfig]:
     }
 
 
-def measure(seed: int, out: Path, quick: bool) -> dict[str, dict[str, float]]:
-    """Row name -> protocol -> mAP in percent, for one seed."""
+def configuration(seed: int, out: Path, quick: bool) -> QuickstartConfig:
     size = {"captioned": 2000, "labelled": 400, "test": 300, "clip_epochs": 1, "epochs": 1} if quick else {}
-    config = QuickstartConfig(out=str(out / f"seed{seed}"), seed=seed, **size)
-    quickstart(config)
+    return QuickstartConfig(out=str(out / f"seed{seed}"), seed=seed, **size)
+
+
+def measure(config: QuickstartConfig) -> dict[str, dict[str, float]]:
+    """Row name -> protocol -> mAP in percent, for one seed."""
     home = Path(config.out).absolute()
     compare = [f"mkt_style={home / 'mkt_style'}"]
     for name, run in ablations(run_config("quickstart", config), run_config("quickstart_mkt", config)).items():
@@ -74,7 +76,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two seeds of a tenth of the size: checks the script only")
     arguments = parser.parse_args()
     seeds = range(2 if arguments.quick else arguments.seeds)
-    by_seed = [measure(seed, arguments.out, arguments.quick) for seed in seeds]
+    configurations = [configuration(seed, arguments.out, arguments.quick) for seed in seeds]
+    for config in configurations:
+        quickstart(config)
+    by_seed = [measure(config) for config in configurations]
     summary: dict[str, dict[str, list[float]]] = {}
     print(f"\nmAP in percent, mean ± standard deviation over {len(by_seed)} seeds\n")
     print(f"{'':28}" + "".join(f"{column:>16}" for column in COLUMNS))

@@ -141,11 +141,11 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_the_loss_falls_and_what_is_reported_is_what_happened(toybox_shards: ShardFolder) -> None:
     config = changed(training={"epochs": 6}, graph={"dropout": 0.3})
     state = fresh(config)
-    record = train(toybox_shards, config, state)
-    by_epoch = np.array(record.losses).reshape(6, 5)
+    record = train(toybox_shards, config, state, num_rows=24)
+    by_epoch = np.array(record.losses).reshape(6, 3)
     assert by_epoch[-1].mean() < 0.9 * by_epoch[0].mean()
-    assert (state.epoch, state.step) == (6, 30)
-    assert [metrics["step"] for metrics in record.steps] == list(range(1, 31))
+    assert (state.epoch, state.step) == (6, 18)
+    assert [metrics["step"] for metrics in record.steps] == list(range(1, 19))
     assert [metrics["epoch"] for metrics in record.epochs] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose([metrics["train/loss"] for metrics in record.epochs], by_epoch.mean(1))
     for metrics in record.steps:
@@ -154,8 +154,8 @@ def test_the_loss_falls_and_what_is_reported_is_what_happened(toybox_shards: Sha
     assert not state.recogniser.training
     rates = [metrics["lr"] for metrics in record.steps]
     assert rates[0] == 0
-    assert max(rates) == pytest.approx(1e-3, rel=0.01)
-    assert rates[-1] < rates[15] < rates[5]
+    assert max(rates) == pytest.approx(1e-3, rel=0.02)
+    assert rates[-1] < rates[10] < rates[4]
 
 
 def test_the_recorded_loss_curve(toybox_shards: ShardFolder) -> None:
@@ -219,22 +219,23 @@ def test_held_features_give_the_losses_of_pictures(toybox_shards: ShardFolder) -
 
 
 def test_frozen_parts_get_no_gradient_and_do_not_move(toybox_shards: ShardFolder) -> None:
-    state = fresh(CONFIG)
+    config = changed(optim={"weight_decay": 0.0})
+    state = fresh(config)
     before = parameters_of(state)
-    train(toybox_shards, CONFIG, state, num_rows=16)
+    train(toybox_shards, config, state, num_rows=16)
     upper = ("backbone.clip.visual.transformer.resblocks.1.", "backbone.clip.visual.ln_post.", "head.")
     trainable = {n for n in before if n.startswith(upper) or n == "backbone.clip.visual.proj"}
-    unmoved = {"head.semantic.coef.bias", "head.reconstruction.coef.bias", "head.bias"}  # cancel: no gradient but 0
-    after = parameters_of(state)
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved <= trainable
-    assert trainable - moved <= unmoved | {n for n in trainable if n.endswith("attn.in_proj_bias")}
+    cancel = {"head.semantic.coef.bias", "head.reconstruction.coef.bias"}  # in the softmax
+    moved = {name for name, value in parameters_of(state).items() if not torch.equal(value, before[name])}
+    assert moved == trainable - cancel
     for name, parameter in state.recogniser.named_parameters():
         assert (parameter.grad is not None) == (name in trainable), name
 
 
 def test_rates_fall_with_depth_and_vectors_do_not_decay() -> None:
-    state = fresh(changed(backbone={"frozen_blocks": 0}, optim={"layer_decay": 0.5, "weight_decay": 0.2}))
+    state = fresh(
+        changed(backbone={"frozen_blocks": 0}, optim={"layer_decay": 0.5, "weight_decay": 0.2, "head_rate": 0.4})
+    )
     recogniser, groups = state.recogniser, state.optimiser.param_groups
     parameters = dict(recogniser.named_parameters())
     listed = [name for group in groups for name in group["names"]]
@@ -242,14 +243,15 @@ def test_rates_fall_with_depth_and_vectors_do_not_decay() -> None:
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     visual = "backbone.clip.visual"
-    assert scale["head.semantic.coef.weight"] == scale[f"{visual}.proj"] == scale[f"{visual}.ln_post.weight"] == 1
+    assert scale[f"{visual}.proj"] == scale[f"{visual}.ln_post.weight"] == scale["head.log_scale"] == 1
+    assert scale["head.semantic.coef.weight"] == scale["head.graph.gat1.linear.weight"] == 0.4
     assert scale[f"{visual}.transformer.resblocks.1.attn.in_proj_weight"] == 0.5
     assert scale[f"{visual}.transformer.resblocks.0.ln_1.bias"] == 0.25
     assert {name: 0.2 if parameters[name].ndim > 1 else 0.0 for name in listed} == decay
     assert decay["head.log_scale"] == 0
     set_learning_rate(state.optimiser, 0.1)
-    assert {group["lr"] for group in groups} == {0.1, 0.05, 0.025}
-    assert parameter_groups(recogniser, OptimConfig(layer_decay=1.0))[0]["lr_scale"] == 1
+    assert sorted({group["lr"] for group in groups}) == pytest.approx([0.025, 0.04, 0.05, 0.1])
+    assert {group["lr_scale"] for group in parameter_groups(recogniser, OptimConfig(layer_decay=1.0))} == {1.0}
 
 
 def test_label_subsets() -> None:
@@ -310,11 +312,19 @@ DATA_PARALLEL = changed(training={"epochs": 2, "batch_size": 5, "max_steps": 5, 
 """11 rows in steps of 5, 5, 1, 5, 5: two workers have 3 and 2 rows of most, and one of them none of the third."""
 
 
+def data_parallel_start() -> TrainingState:
+    """AdamW divides a gradient that is 0 but for rounding by its own size: with a larger epsilon it stays 0."""
+    state = drifted(DATA_PARALLEL)
+    for group in state.optimiser.param_groups:
+        group["eps"] = 1e-3
+    return state
+
+
 def worker(rank: int, workers: int, data: str, out: str) -> None:
     """One of several processes that train together, as Ray Train would start them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=workers)
-    state = drifted(DATA_PARALLEL)
+    state = data_parallel_start()
     record = train(ShardFolder.open(data), DATA_PARALLEL, state, Slice(rank=rank, workers=workers), num_rows=11)
     save_file(parameters_of(state), f"{out}/{rank}.safetensors")
     Path(f"{out}/{rank}.json").write_text(json.dumps([record.losses, record.epochs[-1]["validation/map"]]))
@@ -325,10 +335,12 @@ def test_two_processes_train_what_one_does(toybox_shards: ShardFolder, tmp_path:
     monkeypatch.syspath_prepend(REPOSITORY)  # the processes import this file
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(worker, (2, toybox_shards.uri, str(tmp_path)), nprocs=2)
-    alone = drifted(DATA_PARALLEL)
+    alone = data_parallel_start()
     record = train(toybox_shards, DATA_PARALLEL, alone, num_rows=11)
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert_equal(found[0], found[1])
+    start = parameters_of(data_parallel_start())
+    assert max(float((found[0][name] - start[name]).abs().max()) for name in start) > 1e-3
     for name, expected in parameters_of(alone).items():
         torch.testing.assert_close(found[0][name], expected, rtol=0, atol=1e-5, msg=name)
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

@@ -1,0 +1,140 @@
+"""The tagger: what one picture gets does not depend on its neighbours in the batch, only on the vocabulary asked."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sigrl_core import images
+from sigrl_core.demo import toybox
+from sigrl_core.tagger import Tagger, Tags, embed_vocabulary, top_tags
+from sigrl_core.vocabulary import Label, Vocabulary
+from tests.conftest import tagger_of
+
+pytestmark = pytest.mark.unit
+
+VOCABULARY = toybox.vocabulary()
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return tagger_of(VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def jpegs() -> list[bytes]:
+    return [picture.jpeg for picture in toybox.pictures("test", range(9), size=48, seed=0)]
+
+
+def assert_same(found: Tags, expected: Tags) -> None:
+    assert found.labels == expected.labels
+    assert found.error == expected.error
+    assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+
+
+def scores_of(tags: Tags) -> dict[str, float]:
+    return dict(zip(tags.labels, tags.scores, strict=True))
+
+
+def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, jpegs: list[bytes]) -> None:
+    together = tagger.tag(jpegs)
+    for jpeg, found in zip(jpegs, together, strict=True):
+        assert_same(found, tagger.tag([jpeg])[0])
+        assert len(found.labels) == 5
+        assert found.scores == sorted(found.scores, reverse=True)
+    assert len({tuple(tags.scores) for tags in together}) == 9
+    assert tagger.tag([]) == []
+
+
+def test_tags_are_the_best_scores(tagger: Tagger, jpegs: list[bytes]) -> None:
+    pixels = torch.from_numpy(np.stack([images.centre_crop_array(jpeg, 48) for jpeg in jpegs]))
+    scores_BC = tagger.score(tagger.encode(pixels), VOCABULARY)
+    assert scores_BC.shape == (9, 66)
+    for scores_C, found in zip(scores_BC, tagger.tag(jpegs, top_k=3), strict=True):
+        ranked = sorted(zip(scores_C.tolist(), VOCABULARY.names, strict=True), reverse=True)[:3]
+        assert found.labels == [name for _, name in ranked]
+        assert found.scores == [score for score, _ in ranked]
+
+
+def test_unreadable_pictures_get_reasons_and_disturb_no_others(tagger: Tagger, jpegs: list[bytes]) -> None:
+    broken = {0: (b"", "empty"), 2: (b"this is text", "not_an_image"), 5: (jpegs[5][:-200], "truncated")}
+    pictures = [broken[i][0] if i in broken else jpeg for i, jpeg in enumerate(jpegs)]
+    found = tagger.tag(pictures)
+    for i, expected in enumerate(tagger.tag(jpegs)):
+        if i in broken:
+            assert found[i] == Tags(labels=[], scores=[], error=broken[i][1])
+            assert found[i].error in images.REASONS
+        else:
+            assert_same(found[i], expected)
+    assert [tags.error for tags in tagger.tag([b"", b"text"])] == ["empty", "not_an_image"]
+
+
+def test_pictures_of_any_size_and_mode(tagger: Tagger, make_picture, encoded) -> None:
+    picture = make_picture(3, 200, 90)
+    png = encoded(picture, "PNG")
+    expected = tagger.tag([png])[0]
+    see_through = picture.convert("RGBA")
+    see_through.putalpha(0)
+    found = tagger.tag([picture, picture.convert("L"), see_through, picture.resize((1, 1)), picture.convert("P")])
+    assert_same(found[0], expected)
+    assert_same(found[1], tagger.tag([encoded(picture.convert("L"), "PNG")])[0])
+    assert_same(found[2], tagger.tag([Image.new("RGB", (200, 90), "white")])[0])
+    assert [len(tags.labels) for tags in found] == [5] * 5
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(picture, "JPEG", exif=exif)
+    assert_same(tagger.tag([Image.open(io.BytesIO(turned))])[0], tagger.tag([turned])[0])
+
+
+def test_more_tags_than_labels(tagger: Tagger, jpegs: list[bytes]) -> None:
+    few = Vocabulary.of(["red star", "sand"])
+    assert sorted(tagger.tag(jpegs[:1], few, top_k=50)[0].labels) == ["red star", "sand"]
+    assert sorted(tagger.tag(jpegs[:1], top_k=1000)[0].labels) == sorted(VOCABULARY.names)
+
+
+def test_any_words_may_be_asked(tagger: Tagger, jpegs: list[bytes]) -> None:
+    asked = Vocabulary((Label(name="zebra"), Label(name="Fußgängerübergang", split="unseen"), Label(name="red star")))
+    for found in tagger.tag(jpegs, asked):
+        assert sorted(found.labels) == sorted(asked.names)
+        assert np.isfinite(found.scores).all()
+    one = tagger.tag(jpegs[:1], Vocabulary.of(["sand"]))[0]
+    assert one.labels == ["sand"]
+    assert abs(one.scores[0]) == pytest.approx(1)  # the norms run over the labels asked
+    assert tagger.vocabulary == VOCABULARY
+
+
+def test_the_order_of_labels_permutes_scores(tagger: Tagger, jpegs: list[bytes]) -> None:
+    order = np.random.default_rng(0).permutation(66)
+    shuffled = Vocabulary(tuple(VOCABULARY.labels[c] for c in order))
+    for found, expected in zip(tagger.tag(jpegs, shuffled, top_k=66), tagger.tag(jpegs, top_k=66), strict=True):
+        assert scores_of(found) == pytest.approx(scores_of(expected), abs=1e-5)
+    tokens = tagger.encode(torch.from_numpy(np.stack([images.centre_crop_array(jpegs[0], 48)])))
+    expected_BC = tagger.score(tokens, VOCABULARY)[:, order]
+    np.testing.assert_allclose(tagger.score(tokens, shuffled), expected_BC, rtol=0, atol=1e-5)
+
+
+def test_prompts_of_labels_and_the_checkpoints_template(tagger: Tagger) -> None:
+    backbone = tagger.recogniser.backbone
+    vocabulary = Vocabulary((Label(name="x", prompts=("a red star", "a star")), Label(name="sand")))
+    expected = backbone.encode_text([["a red star", "a star"], ["my sand!"]])
+    assert torch.equal(embed_vocabulary(backbone, vocabulary, "my {}!"), expected)
+    template = tagger.checkpoint.config.backbone.prompt_template
+    assert torch.equal(tagger.embed(vocabulary), embed_vocabulary(backbone, vocabulary, template))
+    assert not torch.equal(tagger.embed(vocabulary), tagger.embed(Vocabulary.of(["x", "sand"])))
+
+
+def test_equal_scores_keep_the_order_of_the_vocabulary() -> None:
+    vocabulary = Vocabulary.of(["a", "b", "c", "d"])
+    scores_C = np.array([0.5, 0.7, 0.5, 0.7], np.float32)
+    assert top_tags(scores_C, vocabulary, 3).labels == ["b", "d", "a"]
+    assert top_tags(np.zeros(4, np.float32), vocabulary, 4).labels == ["a", "b", "c", "d"]
+
+
+def test_tagging_learns_nothing(tagger: Tagger, jpegs: list[bytes]) -> None:
+    before = {name: value.clone() for name, value in tagger.recogniser.state_dict().items()}
+    first = tagger.tag(jpegs)
+    assert tagger.tag(jpegs) == first
+    assert not tagger.recogniser.training
+    assert all(torch.equal(value, before[name]) for name, value in tagger.recogniser.state_dict().items())

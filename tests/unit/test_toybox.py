@@ -1,0 +1,123 @@
+"""The built-in corpus: what it says of a picture is true, and a picture depends on nothing but its number."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sigrl_core.demo import toybox
+from sigrl_core.demo.toybox import BACKGROUNDS, COLOURS, PARTS, SHAPES, TEXTURES, UNSEEN, picture, pictures
+
+pytestmark = pytest.mark.unit
+
+NAMES = toybox.vocabulary().names
+COUNT = 150
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, list[toybox.Picture]]:
+    return {part: list(pictures(part, range(COUNT), size=48, seed=0)) for part in PARTS}
+
+
+def pixels_of(shown: toybox.Picture) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(shown.jpeg))).astype(int)
+
+
+def objects_of(shown: toybox.Picture) -> list[str]:
+    """The labels that name a colour and a shape, one at least for each object."""
+    return [label for label in shown.labels if label.split()[0] in COLOURS]
+
+
+def test_the_labels() -> None:
+    vocabulary = toybox.vocabulary()
+    assert len(vocabulary) == len(set(vocabulary.names)) == 66
+    assert len(vocabulary.subset("seen")) == 50
+    assert sorted(vocabulary.subset("unseen").names) == sorted(UNSEEN)
+    assert len(UNSEEN) == 16
+    assert toybox.vocabulary().hash == vocabulary.hash
+
+
+def test_every_word_of_an_unseen_label_is_heard_in_several_seen_ones() -> None:
+    seen = toybox.vocabulary().subset("seen").names
+    heard = [word for label in seen for word in label.split()]
+    for label in UNSEEN:
+        assert label not in seen
+        for word in label.split():
+            assert heard.count(word) >= 3, (label, word)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(drawn: dict[str, list[toybox.Picture]]) -> None:
+    for part in PARTS:
+        assert list(pictures(part, [7, 3], size=48, seed=0)) == [drawn[part][7], drawn[part][3]]
+        assert picture(part, 9, size=48, seed=0) == drawn[part][9]
+        assert list(pictures(part, [], size=48, seed=0)) == []
+
+
+def test_parts_numbers_and_seeds_differ(drawn: dict[str, list[toybox.Picture]]) -> None:
+    jpegs = [shown.jpeg for part in PARTS for shown in drawn[part]]
+    jpegs += [picture("test", number, size=48, seed=1).jpeg for number in range(10)]
+    assert len(set(jpegs)) == len(jpegs)
+
+
+def test_pictures_are_jpegs_of_the_size_asked() -> None:
+    for size in (32, 48, 200):
+        image = Image.open(io.BytesIO(picture("test", 0, size=size, seed=0).jpeg))
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (size, size))
+        image.load()
+
+
+def test_how_many_objects(drawn: dict[str, list[toybox.Picture]]) -> None:
+    for part in ("labelled", "test"):
+        counts = [len(objects_of(shown)) for shown in drawn[part]]
+        assert max(counts) == 4
+        assert min(counts) >= 1  # two objects of one colour and shape are one label
+        assert np.mean([count >= 2 for count in counts]) > 0.9
+    alone = [len(objects_of(shown)) == 1 for shown in drawn["captioned"]]
+    assert 0.35 < np.mean(alone) < 0.65
+
+
+def test_labels_are_of_the_vocabulary_and_fit_together(drawn: dict[str, list[toybox.Picture]]) -> None:
+    for part in PARTS:
+        for shown in drawn[part]:
+            assert set(shown.labels) <= set(NAMES)
+            assert len(shown.labels) == len(set(shown.labels))
+            assert len(set(shown.labels) & set(BACKGROUNDS)) == 1
+            shapes = {label.split()[1] for label in objects_of(shown)}
+            textured = [label for label in shown.labels if label.split()[0] in TEXTURES]
+            assert {label.split()[1] for label in textured} <= shapes
+    occurring = {label for shown in drawn["test"] for label in shown.labels}
+    assert len(occurring) >= 60
+    assert len(occurring & set(UNSEEN)) >= 14
+
+
+def test_captions_say_what_is_there(drawn: dict[str, list[toybox.Picture]]) -> None:
+    for shown in drawn["captioned"]:
+        words = {word for label in shown.labels for word in label.split()}
+        things, _, place = shown.caption.partition(" on ")
+        assert place in ("", *set(shown.labels) & set(BACKGROUNDS))
+        for phrase in things.split(" and "):
+            named = phrase.removeprefix("a ")
+            assert named in shown.labels or named in words & set(SHAPES), shown
+    captions = [shown.caption for shown in drawn["captioned"]]
+    assert len(set(captions)) > 60
+    assert any(label in caption for caption in captions for label in UNSEEN)  # as in the captions of the web
+
+
+def test_colours_said_to_be_there_can_be_seen(drawn: dict[str, list[toybox.Picture]]) -> None:
+    shown = [picture for part in PARTS for picture in drawn[part]]
+    for colour, rgb in COLOURS.items():
+        close = [(np.abs(pixels_of(p) - rgb).max(-1) < 45).mean() for p in shown]
+        there = np.array([any(label.startswith(colour) for label in p.labels) for p in shown])
+        assert np.mean(np.array(close)[there]) > 3 * np.mean(np.array(close)[~there]), colour
+        assert np.mean(np.array(close)[there] > 0.005) > 0.9, colour
+
+
+def test_backgrounds_said_to_be_there_can_be_seen(drawn: dict[str, list[toybox.Picture]]) -> None:
+    """The corners, which objects seldom reach, are of a colour of their own for each background."""
+    shown = [picture for part in PARTS for picture in drawn[part]]
+    corners = np.array([np.median(pixels_of(p)[[0, 0, -1, -1], [0, -1, 0, -1]], axis=0) for p in shown])
+    truth = np.array([next(BACKGROUNDS.index(label) for label in p.labels if label in BACKGROUNDS) for p in shown])
+    means = np.stack([np.median(corners[truth == b], axis=0) for b in range(len(BACKGROUNDS))])
+    guessed = np.linalg.norm(corners[:, None] - means, axis=-1).argmin(1)
+    assert np.mean(guessed == truth) > 0.9
