@@ -9,6 +9,7 @@ OUT/state/              Ray Train's own: what resuming needs
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -82,7 +85,7 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     connect()
     filesystem, path = storage.filesystem_for(out)
     with watched("train", _total_steps(config, folder, validation)) as progress:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _train_worker,
             train_loop_config={
                 "config": to_json(config),
@@ -153,6 +156,27 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(value, dict):
         return {prefix: json.dumps(value)}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+class _Trainer(TorchTrainer):
+    """Stops training on Ctrl-C and lets KeyboardInterrupt through.
+
+    Ray's own handler ends the process in silence, with status 1, and stays in place after the training.
+    """
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def fit(self) -> ray.train.Result:
+        try:
+            return super().fit()
+        except KeyboardInterrupt:
+            if self._controller is not None:
+                with contextlib.suppress(RayError):  # it ends with the workers
+                    ray.get(self._controller.abort.remote(), timeout=20)
+            raise
 
 
 # ---- on every worker ----

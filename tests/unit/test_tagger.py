@@ -129,7 +129,10 @@ def test_equal_scores_keep_the_order_of_the_vocabulary() -> None:
     vocabulary = Vocabulary.of(["a", "b", "c", "d"])
     scores_C = np.array([0.5, 0.7, 0.5, 0.7], np.float32)
     assert top_tags(scores_C, vocabulary, 3).labels == ["b", "d", "a"]
-    assert top_tags(np.zeros(4, np.float32), vocabulary, 4).labels == ["a", "b", "c", "d"]
+    many = Vocabulary.of([f"label {c}" for c in range(200)])
+    scores_C = np.random.default_rng(0).choice(np.array([0.25, 0.5], np.float32), 200)
+    expected = [many.names[c] for value in (0.5, 0.25) for c in np.flatnonzero(scores_C == value)]
+    assert top_tags(scores_C, many, 150).labels == expected[:150]
 
 
 def test_tagging_learns_nothing(tagger: Tagger, jpegs: list[bytes]) -> None:

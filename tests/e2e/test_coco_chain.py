@@ -1,0 +1,55 @@
+"""The whole chain on real photographs with an open_clip backbone: shards, training, evaluation, tags.
+
+COCO has no unseen labels: what is measured for those must be left out, not break.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sigrl_core.checkpoint import load_checkpoint
+from sigrl_core.records import ShardFolder
+
+pytestmark = pytest.mark.e2e
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
+
+def test_from_photographs_to_tags(coco160: Path, tmp_path: Path, command) -> None:
+    def run(script: str, *arguments: object) -> list[str]:
+        done = command(PIPELINES / script, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout.splitlines()
+
+    for split in ("train", "val"):
+        annotations = coco160 / "annotations" / f"instances_{split}2017.json"
+        where = ["--images", coco160 / f"{split}2017", "--annotations", annotations, "--out", split]
+        assert run("preprocess.py", "--corpus", "coco", *where)[-1] == f"shards: {split}"
+    assert ShardFolder.open(str(tmp_path / "train")).vocabulary == ShardFolder.open(str(tmp_path / "val")).vocabulary
+
+    backbone = ["--backbone.name", "ViT-S-32", "--backbone.pretrained", "random"]
+    short = ["--training.max_steps", "3", "--training.batch_size", "8", "--data", "train", "--validation", "val"]
+    lines = run("train.py", "clip_zero_shot", *backbone, *short, "--out", "run")
+    assert lines[-1] == f"checkpoint: {tmp_path}/run/checkpoint"
+    (epoch,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < epoch["validation/map"] < 1
+    assert epoch["train/loss"] > 0
+    config = load_checkpoint(str(tmp_path / "run")).config
+    assert (config.backbone.name, config.training.augment, config.training.max_steps) == ("ViT-S-32", "randaugment", 3)
+
+    lines = run("evaluate.py", "--checkpoint", "run", "--data", "val", "--out", "evaluation")
+    assert lines[-1] == "report: evaluation/report.html, evaluation/metrics.json"
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert [row["name"] for row in metrics["rows"]] == ["sigrl", "clip_global", "clip_global_local"]
+    assert all(set(row) == {"name", "gzsl", "seen"} for row in metrics["rows"])
+    assert metrics["labels"] == {"seen": 80, "unseen": 0}
+    assert metrics["rows"][0]["seen"]["map"] == pytest.approx(epoch["validation/map"], abs=1e-4)
+    assert "<svg" in (tmp_path / "evaluation" / "report.html").read_text()
+
+    lines = run("tag.py", "--checkpoint", "run", "--images", coco160 / "val2017", "--out", "tags")
+    assert lines[-2:] == ["80 rows: 80 tagged", "tags: tags/tags (Parquet), tags/tags.jsonl"]
+    rows = [json.loads(line) for line in (tmp_path / "tags" / "tags.jsonl").read_text().splitlines()]
+    assert [row["uri"] for row in rows] == sorted(path.name for path in (coco160 / "val2017").iterdir())
+    assert all(len(row["tags"]) == 5 and "error" not in row for row in rows)

@@ -1,0 +1,152 @@
+"""`ray job submit` of a command to a cluster that asks for a token: the code travels, the loss curve is the same."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from sigrl_core.records import ShardFolder
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+RAY = Path(sys.executable).with_name("ray")
+TOLERANCE = 1e-6
+"""Of losses, relative: two workers each, so even the order of sums is the same."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, outside 10002 to 19999, which Ray gives to its workers."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for number, one in enumerate(sockets):
+            for port in range(20_000 + 1000 * number + os.getpid() % 500, 65_000):
+                try:
+                    one.bind(("127.0.0.1", port))
+                    break
+                except OSError:
+                    continue
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class Cluster(NamedTuple):
+    """A running cluster: where it keeps its files, and the environment a client needs."""
+
+    folder: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """A one-node cluster with token authentication, whose `python` has the project's dependencies."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(secrets.token_hex(32))
+    gcs, dashboard, client, agent = free_ports(4)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")},
+        "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
+    ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # a socket's path has at most 107 letters
+        arguments = [RAY, "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={short}"]
+        log = (token.parent / "log").open("w+")
+        process = subprocess.Popen(
+            [*map(str, arguments), *ports, f"--dashboard-agent-listen-port={agent}", "--object-store-memory=300000000"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            deadline = time.monotonic() + 90
+            while not is_open(dashboard):
+                assert process.poll() is None and time.monotonic() < deadline, (token.parent / "log").read_text()
+                time.sleep(0.2)
+            yield Cluster(Path(short), environment)
+        finally:
+            process.terminate()
+            process.wait(60)
+            log.close()
+    assert not is_open(gcs)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the repository whose version says so, with large folders that must stay where they are."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("pipelines", "sigrl_core"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / ".gitignore", folder)
+    version = folder / "sigrl_core" / "__init__.py"
+    version.write_text(re.sub(r'__version__ = "(.*)"', r'__version__ = "\1+uploaded"', version.read_text()))
+    for name in (".git", ".venv", "runs", "sigrl_core/__pycache__"):
+        (folder / name).mkdir()
+        (folder / name / "large").write_bytes(secrets.token_bytes(3_000_000))
+    return folder
+
+
+def test_a_submitted_job_trains_as_the_plain_command(
+    cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path, command
+) -> None:
+    def arguments(out: Path) -> list[str]:
+        settings = ["--backbone.pretrained", "random", "--training.epochs", "2", "--scale.workers", "2"]
+        return ["pipelines/train.py", "quickstart", "--data", toybox_shards.uri, "--out", str(out), *settings]
+
+    submit = [str(RAY), "job", "submit", "--working-dir", ".", "--", "python", *arguments(tmp_path / "job")]
+    job = subprocess.run(submit, cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=240)
+    assert job.returncode == 0, job
+    assert f"checkpoint: {tmp_path}/job/checkpoint" in job.stdout.splitlines()
+    assert "Traceback" not in job.stdout + job.stderr
+
+    packages = cluster.folder / "session_latest" / "runtime_resources" / "working_dir_files"
+    (unpacked,) = [path for path in packages.iterdir() if path.is_dir()]
+    sizes = {str(path.relative_to(unpacked)): path.stat().st_size for path in unpacked.rglob("*") if path.is_file()}
+    assert "sigrl_core/config.py" in sizes
+    assert not [name for name in sizes if name.endswith("large")]
+    assert sum(sizes.values()) < 2_000_000
+
+    manifest = json.loads((tmp_path / "job" / "checkpoint" / "manifest.json").read_text())
+    assert manifest["code_version"].endswith("+uploaded")  # workers ran the code that travelled, not what is installed
+
+    plain = command(*arguments(tmp_path / "plain"))
+    assert plain.returncode == 0, plain.stderr
+    curves = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("job", "plain")
+    ]
+    for row in (row for curve in curves for row in curve):
+        del row["train/seconds"], row["train/data_wait_s"]
+    for submitted, direct in zip(*curves, strict=True):
+        assert submitted == pytest.approx(direct, rel=TOLERANCE)
+        assert direct["train/loss"] > 0
+
+
+def test_without_the_token_nothing_is_taken(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    stranger = {**cluster.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    submit = [str(RAY), "job", "submit", "--", "touch", str(tmp_path / "done")]
+    job = subprocess.run(submit, cwd=tmp_path, env=stranger, capture_output=True, text=True, timeout=60)
+    assert job.returncode != 0
+    assert "403" in job.stdout + job.stderr or "uthenticat" in job.stdout + job.stderr, job
+    assert not (tmp_path / "done").exists()
