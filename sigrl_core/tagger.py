@@ -85,7 +85,7 @@ class Tagger:
             vocabulary: labels to ask with; None takes the checkpoint's own.
             top_k: tags for each picture, best first; all labels where there are fewer.
         """
-        vocabulary = vocabulary or self.vocabulary
+        vocabulary = self.vocabulary if vocabulary is None else vocabulary
         size = self.recogniser.backbone.image_size
         readable: list[np.ndarray] = []
         results: list[Tags | None] = []

@@ -295,7 +295,7 @@ def _load_open_clip(config: BackboneConfig) -> Backbone:
         )
     # OpenAI's weights need QuickGELU, which open_clip takes from the model's name and not from the tag
     quick_gelu = bool(tag.get("quick_gelu")) or "quickgelu" in config.name if tag else "quickgelu" in config.name
-    logging.getLogger().addFilter(lambda record: "No pretrained weights loaded" not in record.getMessage())
+    logging.getLogger().addFilter(_worth_saying)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
@@ -310,6 +310,11 @@ def _load_open_clip(config: BackboneConfig) -> Backbone:
         raise WeightsError(_how_to_get(config, tag, is_file, error)) from error
     visual: Any = clip.visual
     return Backbone(clip, describe(config.name, quick_gelu, visual.image_mean, visual.image_std), config.frozen_blocks)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Not what open_clip warns of when random weights were asked for by name."""
+    return "No pretrained weights loaded" not in record.getMessage()
 
 
 def _how_to_get(config: BackboneConfig, tag: dict[str, Any], is_file: bool, error: Exception) -> str:

@@ -76,7 +76,8 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         try:
             deadline = time.monotonic() + 90
             while not is_open(dashboard):
-                assert process.poll() is None and time.monotonic() < deadline, (token.parent / "log").read_text()
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail((token.parent / "log").read_text())
                 time.sleep(0.2)
             yield Cluster(Path(short), environment)
         finally:
