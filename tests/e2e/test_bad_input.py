@@ -158,7 +158,7 @@ def test_weights_that_cannot_be_fetched(world: Path, tmp_path: Path, command, mo
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: weights 'laion2b_s34b_b79k' of ViT-B-32 cannot be fetched")
-    assert "download laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in line
+    assert "download open_clip_model.safetensors of huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K on" in line
     assert "pass its path: --backbone.pretrained /path/to/file" in line
     assert "Traceback" not in done.stderr
     assert not out.exists()
