@@ -105,7 +105,7 @@ def evaluate(
     for batch in batches_of(rows, tagger.recogniser.backbone.image_size):
         uris += batch.uris
         states.append(batch.states_BC.numpy())
-        tokens = {id(t): t.encode(_pixels(batch)) for t in {id(t): t for t, _ in scorers.values()}.values()}
+        tokens = {id(t): tokens_of(t.recogniser, batch) for t in {id(t): t for t, _ in scorers.values()}.values()}
         for name, (owner, score) in scorers.items():
             for protocol in asked:
                 collected[name][protocol].append(score(tokens[id(owner)], asked_vocabulary(vocabulary, protocol)))
@@ -189,8 +189,3 @@ def _measured(by: dict[str, np.ndarray], states_NC: np.ndarray, vocabulary: Voca
             at = precision_recall_f1_at_k(scores, truth, k)
             result[protocol] |= {f"f1@{k}": at.f1, f"p@{k}": at.precision, f"r@{k}": at.recall}
     return result
-
-
-def _pixels(batch: Batch) -> Tensor:
-    assert batch.pixels_BHWC is not None
-    return batch.pixels_BHWC

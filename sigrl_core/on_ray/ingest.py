@@ -19,7 +19,7 @@ from sigrl_core.errors import CorpusError, ImageError, StorageError, VocabularyE
 from sigrl_core.images import to_jpeg
 from sigrl_core.on_ray.parts import read_records, run_parts
 from sigrl_core.on_ray.session import connect
-from sigrl_core.parts import Part, plan_parts
+from sigrl_core.parts import Part, differing_key, plan_parts
 from sigrl_core.records import (
     QUARANTINE_SCHEMA,
     SCHEMA_VERSION,
@@ -87,18 +87,11 @@ def _load_vocabulary(uri: str) -> Vocabulary:
 
 def _agree_on_plan(config: PreprocessConfig, vocabulary: Vocabulary, listing_hash: str) -> None:
     """Notes what this folder is made from, or compares with what is noted there."""
-    where = storage.join(config.out, "plan.json")
     plan = {**_portable(config), "labels": vocabulary.hash, "listing": listing_hash}
-    if not storage.exists(where):
-        if storage.exists(config.out) and storage.list_files(config.out):
-            raise StorageError(f"{config.out}: holds files of something else (no plan.json); choose another --out")
-        storage.write_json(where, plan)
-        return
-    noted = storage.read_json(where)
-    if differing := [key for key in plan if noted.get(key) != plan[key]]:
-        key = differing[0]
+    if differing := differing_key(config.out, plan):
+        key, noted = differing
         raise StorageError(
-            f"{config.out}: was started with {key} = {noted.get(key)}, now {key} = {plan[key]}; "
+            f"{config.out}: was started with {key} = {noted}, now {key} = {plan[key]}; "
             "delete the folder or choose another --out"
         )
 

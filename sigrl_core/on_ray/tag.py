@@ -24,7 +24,7 @@ from sigrl_core.corpora.folder import list_corpus
 from sigrl_core.errors import StorageError
 from sigrl_core.on_ray.parts import Work, read_records, run_parts
 from sigrl_core.on_ray.session import connect
-from sigrl_core.parts import Part, plan_parts
+from sigrl_core.parts import Part, differing_key, plan_parts
 from sigrl_core.records import seal, sha256_of, to_parquet
 from sigrl_core.tagger import Tagger, Tags
 from sigrl_core.vocabulary import Vocabulary
@@ -77,14 +77,7 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
 
 
 def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
-    where = storage.join(out, "plan.json")
-    if not storage.exists(where):
-        if storage.exists(out) and storage.list_files(out):
-            raise StorageError(f"{out}: holds files of something else (no plan.json); choose another --out")
-        storage.write_json(where, plan)
-        return
-    noted = storage.read_json(where)
-    if differing := [key for key in plan if noted.get(key) != plan[key]]:
+    if differing := differing_key(out, plan):
         what = "set of pictures" if differing[0] == "listing" else differing[0]
         raise StorageError(f"{out}: was started with another {what}; delete the folder or choose another --out")
 
