@@ -8,8 +8,11 @@ their words is heard in seen labels, never the pair.
 Three disjoint parts, each picture a function of (seed, part, index) alone:
 
     captioned   for the small CLIP: a caption names some of what is visible, unseen phrases too, as web captions would
-    labelled    for SigRL: all seen labels of each picture
+    labelled    for SigRL: scenes of seen things alone, all their labels
     test        2 to 4 objects, all labels
+
+Labelled scenes without unseen things are the protocol of Bansal et al. 2018 (arXiv 1804.04340): an unseen object in them
+would be taught as an example of nothing.
 """
 
 from __future__ import annotations
@@ -118,9 +121,12 @@ def _compose(part: Part, rng: np.random.Generator, seed: int) -> tuple[str, list
     count = 1 if alone else int(rng.integers(2, 5))
     favourites = _favourites(seed)[scene]
     expected = 0.0 if alone else 0.6
-    return background, [
-        favourites[rng.integers(len(favourites))] if rng.random() < expected else _any_thing(rng) for _ in range(count)
-    ]
+    things: list[Thing] = []
+    while len(things) < count:
+        thing = favourites[rng.integers(len(favourites))] if rng.random() < expected else _any_thing(rng)
+        if part != "labelled" or not set(thing.labels) & set(UNSEEN):  # see above
+            things.append(thing)
+    return background, things
 
 
 def _caption(background: str, things: Sequence[Thing], rng: np.random.Generator) -> str:

@@ -80,12 +80,15 @@ class Backbone(nn.Module):
         std = torch.tensor(self.std, device=pixels_BHWC.device) * 255
         return ((pixels_BHWC.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 
+    def embed(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 pictures [B,H,W,3] -> tokens [B,N,W] before the first block, with gradient."""
+        return self.clip.visual._embeds(self.normalise(pixels_BHWC))
+
     @torch.no_grad()
     def encode_frozen(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 pictures [B,H,W,3] -> tokens [B,N,W] after the last frozen block."""
-        visual = self.clip.visual
-        tokens_BNW = visual._embeds(self.normalise(pixels_BHWC))
-        for block in visual.transformer.resblocks[: self.frozen_blocks]:
+        tokens_BNW = self.embed(pixels_BHWC)
+        for block in self.clip.visual.transformer.resblocks[: self.frozen_blocks]:
             tokens_BNW = block(tokens_BNW)
         return tokens_BNW
 

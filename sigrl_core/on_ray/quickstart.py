@@ -87,10 +87,11 @@ def run_config(preset: str, config: QuickstartConfig) -> RunConfig:
     """The preset on the small CLIP that this quickstart makes."""
     run = get_preset(preset)
     clip = str(Path(storage.absolute(config.out)) / "clip")
+    epochs = config.epochs * run.training.epochs // get_preset("quickstart").training.epochs
     return dataclasses.replace(
         run,
         backbone=dataclasses.replace(run.backbone, pretrained=clip),
-        training=dataclasses.replace(run.training, epochs=config.epochs, seed=config.seed),
+        training=dataclasses.replace(run.training, epochs=epochs, seed=config.seed),
     )
 
 

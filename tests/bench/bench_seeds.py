@@ -42,6 +42,8 @@ def ablations(full: RunConfig, mkt: RunConfig) -> dict[str, RunConfig]:
         name: change(full, "loss", distillation=toggled),
         f"mkt_style_{name}": change(mkt, "loss", distillation=toggled),
         "published_form": change(change(published, "graph", residual=False), "loss", distillation=1.0),
+        "trunk_trains": change(full, "backbone", frozen_blocks=0),
+        "mkt_style_trunk_trains": change(mkt, "backbone", frozen_blocks=0),
     }
 
 

@@ -54,6 +54,13 @@ def test_a_picture_does_not_depend_on_its_neighbours(drawn: dict[str, list[toybo
         assert list(pictures(part, [], size=48, seed=0)) == []
 
 
+def test_nothing_unseen_is_in_labelled_pictures(drawn: dict[str, list[toybox.Picture]]) -> None:
+    shown = {part: {label for one in drawn[part] for label in one.labels} for part in PARTS}
+    assert not shown["labelled"] & set(UNSEEN)
+    assert len(shown["captioned"] & set(UNSEEN)) > 10
+    assert len(shown["test"] & set(UNSEEN)) > 10
+
+
 def test_parts_numbers_and_seeds_differ(drawn: dict[str, list[toybox.Picture]]) -> None:
     jpegs = [shown.jpeg for part in PARTS for shown in drawn[part]]
     jpegs += [picture("test", number, size=48, seed=1).jpeg for number in range(10)]
