@@ -40,7 +40,7 @@ QUICKSTART_MKT = replace(
     reconstruction=ReconstructionConfig(enabled=False),
     training=replace(QUICKSTART.training, epochs=2 * QUICKSTART.training.epochs),
 )
-"""The baseline: the same run without label graph and reconstruction (MKT-style), for twice as long, which is its best."""
+"""The baseline: the same run without label graph and reconstruction (MKT-style), twice as long, which is its best."""
 
 PRESETS: dict[str, RunConfig] = {
     "clip_zero_shot": CLIP_ZERO_SHOT,

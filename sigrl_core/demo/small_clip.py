@@ -3,8 +3,8 @@
 An image-text contrastive loss (Radford et al. 2021) in which equal captions of one batch count as matches, since
 short captions repeat. Text is encoded once per distinct caption of a batch.
 
-Half of the loss matches a text with the class token, half with the few patches that fit it best, as FILIP matches tokens
-(Yao et al. 2022, arXiv 2111.07783). Without that half nothing in this small tower ties its patch tokens to words.
+Half of the loss matches a text with the class token, half with the few patches that fit it best, much as FILIP matches
+tokens (Yao et al. 2022, arXiv 2111.07783). Without that half nothing in this small tower ties patch tokens to words.
 """
 
 from __future__ import annotations

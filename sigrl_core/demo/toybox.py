@@ -11,8 +11,8 @@ Three disjoint parts, each picture a function of (seed, part, index) alone:
     labelled    for SigRL: scenes of seen things alone, all their labels
     test        2 to 4 objects, all labels
 
-Labelled scenes without unseen things are the protocol of Bansal et al. 2018 (arXiv 1804.04340): an unseen object in them
-would be taught as an example of nothing.
+Labelled scenes without unseen things are the protocol of Bansal et al. 2018 (arXiv 1804.04340): an unseen object in
+them would be taught as an example of nothing.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,18 +96,22 @@ def line_of(call: Callable[[], object]) -> str:
             {"corpus": "jsonl", "annotations": "labels.jsonl", "vocabulary": "without_cat.txt"},
             ["cat/1.jpg", "'cat' is not in the vocabulary"],
         ),
+        ({"quality": 0}, ["quality is 0"]),
+        ({"images": "http://host/pictures"}, ["scheme http:// is not known"]),
+        ({"corpus": "coco"}, ["add --annotations"]),
         ({"vocabulary": "missing.txt"}, ["missing.txt", "no such file"]),
         ({"vocabulary": "nothing.txt"}, ["nothing.txt", "write one label per line"]),
         ({"vocabulary": "twice.txt"}, ["twice.txt", "listed twice: cat", "keep one of each"]),
         ({"vocabulary": "binary.txt"}, ["binary.txt", "not UTF-8 text", "save it as plain text"]),
     ],
 )
-def test_preprocess(world: Path, tmp_path: Path, changes: dict[str, str], expected: list[str]) -> None:
-    paths = {key: value if key == "corpus" else str(world / value) for key, value in changes.items()}
-    config = replace(
-        PreprocessConfig(corpus="folder", images=str(world / "pictures"), out=str(tmp_path / "out")), **paths
-    )
-    line = line_of(lambda: preprocess(config))
+def test_preprocess(world: Path, tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
+    def path(key: str, value: Any) -> Any:
+        return value if key in ("corpus", "quality") or "://" in value else str(world / value)
+
+    config = PreprocessConfig(corpus="folder", images=str(world / "pictures"), out=str(tmp_path / "out"))
+    changed = {key: path(key, value) for key, value in changes.items()}
+    line = line_of(lambda: preprocess(replace(config, **changed)))
     assert all(part in line for part in expected), line
     assert not (tmp_path / "out").exists()
 
@@ -277,6 +282,7 @@ def test_tag_with_a_vocabulary_that_is_none(world: Path, tmp_path: Path, vocabul
         (["train.py", "quickstart", "--data", "unfinished"], 1, "preprocess.py has not finished here"),
         (["train.py", "quickstart", "--data", "shards", "--optim.momentum", "1"], 2, "--optim.momentum"),
         (["evaluate.py", "--checkpoint", "clip", "--data", "shards"], 1, "a CLIP without a SigRL head"),
+        (["preprocess.py", "--corpus", "folder", "--images", "missing"], 1, "missing: no such folder of pictures"),
         (["tag.py", "--checkpoint", "checkpoint", "--images", "empty", "--top-k", "0"], 1, "error: top_k is 0"),
     ],
 )
