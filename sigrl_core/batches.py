@@ -35,6 +35,7 @@ class Batch:
 
     Attributes:
         uris: where each picture came from.
+        rows_B: their numbers among the `Rows` they are of.
         states_BC: int8 label states.
         weight_B: 1 for each row; 0 for a row that stands in where a worker's slice would be empty.
         global_rows: rows of this step over all workers.
@@ -42,6 +43,7 @@ class Batch:
     """
 
     uris: list[str]
+    rows_B: Tensor
     states_BC: Tensor
     weight_B: Tensor
     global_rows: int
@@ -145,6 +147,7 @@ def epoch_batches(
         batch = make(slice_ if len(slice_) else step[:1])
         return Batch(
             uris=batch.uris,
+            rows_B=batch.rows_B,
             states_BC=batch.states_BC,
             weight_B=batch.weight_B if len(slice_) else torch.zeros(1),
             global_rows=len(step),
@@ -184,6 +187,7 @@ def picture_batch(
             pixels.append(augmented(images.decode(jpeg), size, augmentation, [*seed, int(number)]))
     return Batch(
         uris=uris,
+        rows_B=torch.from_numpy(np.asarray(numbers, np.int64)),
         states_BC=torch.from_numpy(np.stack(states)),
         weight_B=torch.ones(len(uris)),
         global_rows=len(uris),
@@ -247,9 +251,10 @@ class HeldFeatures:
         )
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        index = torch.from_numpy(np.asarray(numbers))
+        index = torch.from_numpy(np.asarray(numbers, np.int64))
         return Batch(
             uris=[self.uris[number] for number in numbers],
+            rows_B=index,
             states_BC=self.states_NC[index],
             weight_B=torch.ones(len(numbers)),
             global_rows=len(numbers),

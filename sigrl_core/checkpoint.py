@@ -30,6 +30,7 @@ from torch import Tensor
 from sigrl_core import __version__, storage
 from sigrl_core.config import RunConfig, from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
+from sigrl_core.label_memory import LabelMemory
 from sigrl_core.model.backbone import (
     DESCRIPTION_FILE,
     WEIGHTS_FILE,
@@ -218,19 +219,26 @@ def _local_copy(uri: str) -> Iterator[tuple[str, Path]]:
 # ---- training state: what resuming needs and inference does not ----
 
 
-def save_training_state(folder: Path, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Optimiser moments as safetensors, the rest as JSON, into an existing folder."""
+def save_training_state(
+    folder: Path, optimiser: torch.optim.Optimizer, memory: LabelMemory, progress: dict[str, Any]
+) -> None:
+    """Optimiser moments and label memory as safetensors, the rest as JSON, into an existing folder."""
     tensors: dict[str, Tensor] = {}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous() for key, value in state.items()}
     save_file(tensors, folder / "optimiser.safetensors")
+    remembered = {name: value.cpu().contiguous() for name, value in memory.state_dict().items()}
+    save_file(remembered, folder / "label_memory.safetensors")
     (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
 
 
-def load_training_state(folder: Path, recogniser: Recogniser, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Brings weights and optimiser back to where the two functions above left them; returns progress."""
+def load_training_state(
+    folder: Path, recogniser: Recogniser, optimiser: torch.optim.Optimizer, memory: LabelMemory
+) -> dict[str, Any]:
+    """Brings weights, optimiser and label memory back to where the two functions above left them; returns progress."""
     try:
         recogniser.load_state_dict(load_file(folder / "checkpoint" / WEIGHTS_FILE))
+        memory.load_state_dict(load_file(folder / "label_memory.safetensors"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in load_file(folder / "optimiser.safetensors").items():
             index, key = name.split(".", 1)

@@ -1,7 +1,9 @@
 """What a run is: frozen dataclasses, one per owner, checked when made, to and from JSON. Standard library only.
 
 `RunConfig` is the experiment and goes into the checkpoint; `ScaleConfig` is where it runs and does not.
-Sources: [S] arXiv 2504.03801 (SigRL); [M] measured here, docs/LOG.md.
+Sources: [S] arXiv 2504.03801 (SigRL); [M] measured here, docs/LOG.md; [C] Cole et al. CVPR 2021; [Z] Zhou et al.
+ECCV 2022; [V] Xing et al. CVPR-W 2024 (VLPL); [K] Kim et al. CVPR 2022; [L] Lin et al. ICCV 2017; [R] Ridnik et al.
+ICCV 2021.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,9 +95,45 @@ class LossConfig:
     """A name of losses.LOSSES. [S]"""
     distillation: float = 1.0
     """Weight of the mean absolute difference to the frozen CLIP's class token. [S]"""
+    expected_positives: float = 2.9
+    """k, labels that are true of a picture on average (epr, role); 2.9 is COCO's. [C]"""
+    label_smoothing: float = 0.1
+    """Share of a target given to its opposite (an_ls, em_pl). [C]"""
+    entropy_weight: float = 0.1
+    """alpha of em, em_apl, em_pl: 0.2 for VOC, 0.1 for COCO. [Z]"""
+    soft_weight: float = 0.02
+    """beta, weight of soft labels: 0.02 for VOC, 0.9 for COCO (em_apl). [Z]"""
+    soft_share: float = 0.9
+    """Share of each label's unknown rows that has a soft label by the end (em_apl). [Z]"""
+    soft_warmup_epochs: int = 5
+    """Epochs before the first soft labels (em_apl). [Z]"""
+    estimator_rate: float = 10.0
+    """The label estimator trains at this multiple of the rate (role). [C]"""
+    pseudo_weight: float = 0.7
+    """Weight of a pseudo-label (em_pl). [V]"""
+    pseudo_temperature: float = 0.03
+    """Cosines are divided by it before the softmax that finds pseudo-labels (em_pl). [V]"""
+    pseudo_threshold: float = 0.3
+    """Share of the softmax above which a label counts as present (em_pl). [V]"""
+    rejection: float = 0.002
+    """Share of the unknown labels rejected after one epoch, twice as many after two (ll_r). [K]"""
+    focal_gamma: float = 2.0
+    """How much less an easy label counts (focal). [L]"""
+    asymmetric_gamma: float = 4.0
+    """The same for absent labels (asymmetric). [R]"""
+    asymmetric_margin: float = 0.05
+    """Probability below which an absent label counts nothing (asymmetric). [R]"""
 
     def __post_init__(self) -> None:
-        _require(self.distillation >= 0, "loss.distillation", self.distillation, "0 or more")
+        def check(expected: str, holds: Callable[[float], bool], *names: str) -> None:
+            for name in names:
+                _require(holds(getattr(self, name)), f"loss.{name}", getattr(self, name), expected)
+
+        check("0 or more", lambda x: x >= 0, "distillation", "entropy_weight", "soft_weight", "soft_warmup_epochs")
+        check("0 or more", lambda x: x >= 0, "pseudo_weight", "rejection", "focal_gamma", "asymmetric_gamma")
+        check("in [0, 1)", lambda x: 0 <= x < 1, "label_smoothing", "pseudo_threshold", "asymmetric_margin")
+        check("in [0, 1]", lambda x: 0 <= x <= 1, "soft_share")
+        check("above 0", lambda x: x > 0, "expected_positives", "estimator_rate", "pseudo_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)

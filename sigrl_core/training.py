@@ -21,7 +21,8 @@ from sigrl_core import losses
 from sigrl_core.batches import Batch
 from sigrl_core.config import RunConfig
 from sigrl_core.errors import ConfigError
-from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.label_memory import LabelMemory
+from sigrl_core.model.recogniser import Recognised, Recogniser
 from sigrl_core.optim import learning_rate, parameter_groups, set_learning_rate
 
 Metrics = dict[str, float]
@@ -53,14 +54,51 @@ class TrainingState:
     """Where training stands: after `epoch` whole epochs and `step` steps."""
 
     recogniser: Recogniser
+    memory: LabelMemory
     optimiser: torch.optim.Optimizer
     epoch: int = 0
     step: int = 0
 
     @classmethod
-    def start(cls, recogniser: Recogniser, config: RunConfig) -> TrainingState:
+    def start(cls, recogniser: Recogniser, config: RunConfig, rows: int, labels: int) -> TrainingState:
+        """Before the first step, to train on so many rows and labels."""
+        memory = LabelMemory(config.loss, rows, labels, config.training.seed).to(recogniser.device)
         groups = parameter_groups(recogniser, config.optim)
-        return cls(recogniser, torch.optim.AdamW(groups, lr=config.optim.lr))
+        if estimator := list(memory.parameters()):
+            groups.append({"params": estimator, "lr_scale": config.loss.estimator_rate, "weight_decay": 0.0})
+        return cls(recogniser, memory, torch.optim.AdamW(groups, lr=config.optim.lr))
+
+
+class _Learner(nn.Module):
+    """All that trains, in one module, for DistributedDataParallel to find every gradient."""
+
+    def __init__(self, state: TrainingState) -> None:
+        super().__init__()
+        self.recogniser, self.memory = state.recogniser, state.memory
+
+    def forward(self, tokens_BNW: Tensor, labels_CD: Tensor, rows_B: Tensor) -> tuple[Recognised, Tensor | None]:
+        return self.recogniser(tokens_BNW, labels_CD), self.memory.estimate(rows_B)
+
+
+class _AllWorkers(losses.WholeBatch):
+    """The images of one step on all workers, those with a weight of 0 left out."""
+
+    def __init__(self, batch: Batch, device: torch.device, workers: int) -> None:
+        self.workers, self.counts_B = workers, batch.weight_B > 0
+        # DDP averages gradients over workers, so each gives its rows' sum over the mean share of rows
+        self.share_B = batch.weight_B.to(device) * workers / batch.global_rows
+
+    def mean(self, values_B: Tensor) -> Tensor:
+        mine = (values_B * self.share_B).sum()
+        if self.workers == 1:
+            return mine
+        total = mine.detach() / self.workers
+        dist.all_reduce(total)
+        return mine + (total - mine.detach())  # the value is everyone's, the gradient of these rows alone
+
+    def gather(self, values_BC: Tensor) -> Tensor:
+        mine = values_BC.detach()[self.counts_B.to(values_BC.device)]
+        return torch.cat([rows.to(mine.device) for rows in gather_rows(mine.cpu())])
 
 
 def fit(
@@ -85,9 +123,11 @@ def fit(
     """
     if not task.steps_per_epoch:
         raise ConfigError("training: no picture with a seen positive label in --data; check its labels and vocabulary")
-    recogniser, optimiser = state.recogniser, state.optimiser
+    recogniser = state.recogniser
     workers, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    model: nn.Module = nn.parallel.DistributedDataParallel(recogniser) if workers > 1 else recogniser
+    learner: nn.Module = _Learner(state)
+    if workers > 1:
+        learner = nn.parallel.DistributedDataParallel(learner)
     last_step = min(config.training.max_steps or math.inf, config.training.epochs * task.steps_per_epoch)
     while state.epoch < config.training.epochs and state.step < last_step:
         recogniser.train()
@@ -104,8 +144,8 @@ def fit(
                 warmup_epochs=config.optim.warmup_epochs,
                 final=config.optim.final_lr,
             )
-            set_learning_rate(optimiser, rate)
-            parts = _step(model, recogniser, optimiser, batch, task, state.step, config, workers)
+            set_learning_rate(state.optimiser, rate)
+            parts = _step(learner, state, batch, task, config, workers)
             state.step += 1
             steps += 1
             on_step(state.step, {**parts, "lr": rate, "data_wait_s": waited})
@@ -118,46 +158,77 @@ def fit(
         seconds = time.monotonic() - started
         means = {f"train/{key}": value / (1 if key.endswith("_s") else steps) for key, value in totals.items()}
         recogniser.eval()
+        if state.memory.relabels_after(state.epoch, config.training.epochs):
+            _relabel(state, task, batches_for_epoch(state.epoch), config)
         report({"epoch": state.epoch, **means, "train/seconds": seconds, **evaluate(recogniser)}, state)
 
 
 def _step(
-    model: nn.Module,
-    recogniser: Recogniser,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    task: Task,
-    step: int,
-    config: RunConfig,
-    workers: int,
+    learner: nn.Module, state: TrainingState, batch: Batch, task: Task, config: RunConfig, workers: int
 ) -> Metrics:
-    """One optimiser step; returns the loss and its parts as means over the global batch."""
-    device = recogniser.device
-    chosen = label_subset(len(task.positions), config.training.label_fraction, config.training.seed, step)
-    states_BC = batch.states_BC[:, torch.as_tensor(task.positions)[chosen]].to(device)
-    labels_CD = task.labels_CD.to(device)[chosen.to(device)]
+    """One optimiser step; returns the loss and its parts, of the global batch."""
+    recogniser, device = state.recogniser, state.recogniser.device
+    chosen = label_subset(len(task.positions), config.training.label_fraction, config.training.seed, state.step)
+    rows_B, chosen_C = batch.rows_B.to(device), chosen.to(device)
+    every_label_CD = task.labels_CD.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16"):
         tokens_BNW = tokens_of(recogniser, batch)
-        recognised = model(tokens_BNW, labels_CD)
-        teacher_BD = recogniser.teacher(tokens_BNW)[0] if config.loss.distillation else recognised.glob_BD.detach()
-    # rows of all workers count alike: DDP averages over workers, so each gives its rows' sum over the mean share
-    share_B = batch.weight_B.to(device) * workers / batch.global_rows
-    main = (losses.get_loss(config.loss.kind)(recognised.scores.logits_BC.float(), states_BC) * share_B).sum()
-    kept = (losses.distillation(recognised.glob_BD.float(), teacher_BD.float()) * share_B).sum()
+        recognised, estimate_BC = learner(tokens_BNW, every_label_CD[chosen_C], rows_B)
+        wants_teacher = config.loss.distillation or config.loss.kind == "em_pl"
+        teacher_BD = recogniser.teacher(tokens_BNW)[0] if wants_teacher else recognised.glob_BD.detach()
+    known = losses.Known(
+        states_BC=batch.states_BC[:, torch.as_tensor(task.positions)[chosen]].to(device),
+        pseudo_BC=_chosen(_pseudo_labels(teacher_BD.float(), every_label_CD, config), chosen_C),
+        soft_BC=_chosen(state.memory.soft(rows_B), chosen_C),
+        estimate_BC=_chosen(estimate_BC, chosen_C),
+        epoch=state.epoch,
+    )
+    everyone = _AllWorkers(batch, device, workers)
+    main = losses.get_loss(config.loss.kind)(recognised.scores.logits_BC.float(), known, config.loss, everyone)
+    kept = everyone.mean(losses.distillation(recognised.glob_BD.float(), teacher_BD.float()))
     loss = main + config.loss.distillation * kept
-    optimiser.zero_grad(set_to_none=True)
+    state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if config.optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_((p for p in recogniser.parameters() if p.requires_grad), config.optim.clip_norm)
-    values = torch.stack([loss, main, kept]).detach() / workers
-    if workers > 1:
-        dist.all_reduce(values)
-    if not torch.isfinite(values[0]):
+        nn.utils.clip_grad_norm_((p for p in learner.parameters() if p.requires_grad), config.optim.clip_norm)
+    if not torch.isfinite(loss):
         raise ConfigError(
-            f"training: the loss of step {step} is {values[0].item()}; pictures {batch.uris[:5]}; lower optim.lr"
+            f"training: the loss of step {state.step} is {loss.item()}; pictures {batch.uris[:5]}; lower optim.lr"
         )
-    optimiser.step()
-    return dict(zip(("loss", config.loss.kind, "distillation"), values.tolist(), strict=True))
+    state.optimiser.step()
+    values = torch.stack([loss, main, kept]).tolist()
+    return dict(zip(("loss", config.loss.kind, "distillation"), values, strict=True))
+
+
+def _pseudo_labels(teacher_BD: Tensor, labels_CD: Tensor, config: RunConfig) -> Tensor | None:
+    """What the original CLIP takes for present, where the loss asks for it."""
+    if config.loss.kind != "em_pl":
+        return None
+    return losses.pseudo_positives(nn.functional.normalize(teacher_BD, dim=-1) @ labels_CD.t(), config.loss)
+
+
+def _chosen(values_BC: Tensor | None, chosen_C: Tensor) -> Tensor | None:
+    return None if values_BC is None else values_BC[:, chosen_C]
+
+
+@torch.no_grad()
+def _relabel(state: TrainingState, task: Task, batches: Iterable[Batch], config: RunConfig) -> None:
+    """Asks the model for every training row, on all workers, and remembers what follows."""
+    recogniser = state.recogniser
+    asked: list[tuple[Tensor, Tensor, Tensor]] = []
+    for batch in batches:
+        recognised = recogniser(tokens_of(recogniser, batch), task.labels_CD.to(recogniser.device))
+        probabilities_BC = recognised.scores.logits_BC.float().sigmoid().cpu()
+        counts_B = batch.weight_B > 0
+        states_BC = batch.states_BC[:, torch.as_tensor(task.positions)]
+        asked.append((batch.rows_B[counts_B], states_BC[counts_B], probabilities_BC[counts_B]))
+    everyone = [part for worker in gather_rows(asked) for part in worker]
+    rows_N, states_NC, probabilities_NC = (torch.cat(column) for column in zip(*everyone, strict=True))
+    order = rows_N.argsort()  # the same on every worker and for every number of them
+    rows_N, states_NC, probabilities_NC = (
+        values[order].to(recogniser.device) for values in (rows_N, states_NC, probabilities_NC)
+    )
+    state.memory.relabel(rows_N, states_NC, probabilities_NC, config.training.epochs)
 
 
 def label_subset(num_labels: int, fraction: float, seed: int, step: int) -> Tensor:

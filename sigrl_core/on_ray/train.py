@@ -210,10 +210,10 @@ def _train(setup: dict[str, Any]) -> None:
     task = Task(
         labels_CD=labels_CD, positions=seen, steps_per_epoch=num_steps(len(training_rows), config.training.batch_size)
     )
-    state = TrainingState.start(recogniser, config)
+    state = TrainingState.start(recogniser, config, len(training_rows), len(seen))
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
-            progress = load_training_state(Path(saved), recogniser, state.optimiser)
+            progress = load_training_state(Path(saved), recogniser, state.optimiser, state.memory)
             state.epoch, state.step = progress["epoch"], progress["step"]
     log = _Log(setup["out"], setup["progress"], state.step) if mine.rank == 0 else None
 
@@ -225,7 +225,8 @@ def _train(setup: dict[str, Any]) -> None:
                 log.epoch(metrics)
                 measured = {"selected": metrics, "history": log.history}
                 save_checkpoint(Path(local) / "checkpoint", recogniser, config, folder.vocabulary, measured)
-                save_training_state(Path(local), state.optimiser, {"epoch": state.epoch, "step": state.step})
+                progress = {"epoch": state.epoch, "step": state.step}
+                save_training_state(Path(local), state.optimiser, state.memory, progress)
                 checkpoint = ray.train.Checkpoint.from_directory(local)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{state.epoch:04d}")
 

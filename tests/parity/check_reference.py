@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
-from sigrl_core.losses import ranking
+from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, ScoringConfig
+from sigrl_core.losses import LOSSES, Known, WholeBatch
 from sigrl_core.metrics import average_precision, precision_recall_f1_at_k
 from sigrl_core.model.sigrl import SigRL
 from sigrl_core.optim import learning_rate
@@ -33,6 +33,12 @@ MODULES = {"semantic": "semantic", "recon": "reconstruction", "gat1": "graph.gat
 """Reference name -> ours."""
 GROUP_INPUTS = {"patch", "glob", "labels", "cotangent", "topk", "heads"}
 SPML_INPUTS = ("logits", "true", "observed", "pseudo", "soft_observed", "estimator_logits")
+SPML_LOSSES = {
+    **{name: name for name in ("an", "an_ls", "wan", "epr", "role")},
+    **{"EM": "em", "EM_PL": "em_pl", "EM_APL": "em_apl", "iun": "bce", "pr": "pairwise"},
+}
+"""Reference name -> ours."""
+SPML_CONSTANTS = LossConfig(entropy_weight=0.2, soft_weight=0.02, pseudo_weight=0.7, expected_positives=2.9)
 LOSS_INPUTS = {
     "rank_scores",
     "rank_labels",
@@ -109,10 +115,13 @@ def gradient(tensor: torch.Tensor) -> NDArray:
 def losses_and_metrics(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
     if {"rank_scores", "rank_labels"} <= arrays.keys():
         scores = torch.from_numpy(arrays["rank_scores"]).requires_grad_()
-        loss = ranking(scores, torch.from_numpy(arrays["rank_labels"]).to(torch.int8)).mean()
+        known = Known(states_BC=torch.from_numpy(arrays["rank_labels"]).to(torch.int8))
+        loss = LOSSES["ranking"](scores, known, LossConfig(), WholeBatch())
         loss.backward()
         yield "rank_loss", loss.detach().numpy()
         yield "rank_grad", gradient(scores)
+    if {f"spml_{name}" for name in SPML_INPUTS} <= arrays.keys():
+        yield from single_positive_losses(arrays)
     if {"metric_scores", "metric_labels"} <= arrays.keys():
         scores, states = arrays["metric_scores"], arrays["metric_labels"]
         yield "metric_ap", average_precision(scores, states)
@@ -120,6 +129,28 @@ def losses_and_metrics(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
             if name.startswith("metric_f1@"):
                 at_k = precision_recall_f1_at_k(scores, states, int(name.partition("@")[2]))
                 yield name, np.array([at_k.f1, at_k.precision, at_k.recall])  # the order of the reference
+
+
+def single_positive_losses(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
+    for reference, name in SPML_LOSSES.items():
+        logits, true, observed, pseudo, soft, estimate = (
+            torch.from_numpy(arrays[f"spml_{name}"]).clone() for name in SPML_INPUTS
+        )
+        states = (observed > 0).to(torch.int8)
+        if reference == "iun":  # the upper bound sees the true absences
+            states[true == 0] = -1
+        known = Known(
+            states_BC=states,
+            pseudo_BC=pseudo > 0,
+            soft_BC=torch.where(soft < 0, -soft, torch.nan),
+            estimate_BC=estimate.requires_grad_(),
+        )
+        loss = LOSSES[name](logits.requires_grad_(), known, SPML_CONSTANTS, WholeBatch())
+        loss.backward()
+        yield f"spml_{reference}_loss", loss.detach().numpy()
+        yield f"spml_{reference}_grad", gradient(logits)
+        if reference == "role":
+            yield "spml_role_estimator_grad", gradient(estimate)
 
 
 def schedule(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
-from sigrl_core.losses import ranking
+from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, ScoringConfig
+from sigrl_core.losses import Known, WholeBatch, ranking
 from sigrl_core.model.sigrl import SigRL
 
 pytestmark = pytest.mark.parity
@@ -100,6 +100,7 @@ def test_the_learned_scale() -> None:
 def test_ranking(B: int, C: int, seed: int, scale: float) -> None:
     random = np.random.default_rng(seed)
     scores, states = scale * random.normal(size=(B, C)), random.integers(-1, 2, size=(B, C)).astype(np.int8)
-    found = ranking(torch.from_numpy(scores), torch.from_numpy(states))
-    expected = [oracle.ranking(scores[b], states[b]) for b in range(B)]
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    for b in range(B):
+        known = Known(states_BC=torch.from_numpy(states[b : b + 1]))
+        found = ranking(torch.from_numpy(scores[b : b + 1]), known, LossConfig(), WholeBatch())
+        np.testing.assert_allclose(found, oracle.ranking(scores[b], states[b]), rtol=1e-9, atol=1e-12)

@@ -44,7 +44,10 @@ def bare(rows: Rows) -> Callable[[np.ndarray], Batch]:
     def make(numbers: np.ndarray) -> Batch:
         uris, _, states = zip(*(rows.read(n) for n in numbers), strict=True)
         states_BC = torch.from_numpy(np.stack([np.frombuffer(s, np.int8) for s in states]))
-        return Batch(uris=list(uris), states_BC=states_BC, weight_B=torch.ones(len(uris)), global_rows=len(uris))
+        rows_B = torch.arange(len(uris))
+        return Batch(
+            uris=list(uris), rows_B=rows_B, states_BC=states_BC, weight_B=torch.ones(len(uris)), global_rows=len(uris)
+        )
 
     return make
 

@@ -22,7 +22,9 @@ from sigrl_core.checkpoint import (
     save_clip,
     save_training_state,
 )
+from sigrl_core.config import LossConfig
 from sigrl_core.errors import CheckpointError, StorageError
+from sigrl_core.label_memory import LabelMemory
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.optim import parameter_groups
 from sigrl_core.tagger import Tagger
@@ -281,20 +283,31 @@ def test_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
     optimiser, other = optimiser_of(first), optimiser_of(second)
     one_step(first.recogniser, optimiser)
     save_checkpoint(tmp_path / "checkpoint", first.recogniser, first.checkpoint.config, VOCABULARY, {})
-    save_training_state(tmp_path, optimiser, {"epoch": 1, "step": 7})
-    assert load_training_state(tmp_path, second.recogniser, other) == {"epoch": 1, "step": 7}
+    remembered, blank = (LabelMemory(LossConfig(kind="role"), rows=3, labels=2, seed=seed) for seed in (0, 1))
+    save_training_state(tmp_path, optimiser, remembered, {"epoch": 1, "step": 7})
+    assert load_training_state(tmp_path, second.recogniser, other, blank) == {"epoch": 1, "step": 7}
+    assert torch.equal(blank.estimator_NC, remembered.estimator_NC)
     one_step(first.recogniser, optimiser)
     one_step(second.recogniser, other)
     expected, found = first.recogniser.state_dict(), second.recogniser.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("missing", ["optimiser.safetensors", "progress.json", "checkpoint/weights.safetensors"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "optimiser.safetensors",
+        "label_memory.safetensors",
+        "progress.json",
+        "checkpoint/weights.safetensors",
+    ],
+)
 def test_half_a_training_state_is_refused(tmp_path: Path, missing: str) -> None:
     tagger = tagger_of(VOCABULARY)
     optimiser = optimiser_of(tagger)
     save_checkpoint(tmp_path / "checkpoint", tagger.recogniser, tagger.checkpoint.config, VOCABULARY, {})
-    save_training_state(tmp_path, optimiser, {})
+    memory = LabelMemory(LossConfig(), rows=3, labels=2)
+    save_training_state(tmp_path, optimiser, memory, {})
     (tmp_path / missing).unlink()
     with pytest.raises(CheckpointError, match="training cannot go on from here"):
-        load_training_state(tmp_path, tagger.recogniser, optimiser)
+        load_training_state(tmp_path, tagger.recogniser, optimiser, memory)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sigrl_core.config import ReconstructionConfig, RunConfig, from_json, to_json
+from sigrl_core.config import LossConfig, ReconstructionConfig, RunConfig, from_json, to_json
 from sigrl_core.errors import ConfigError
 from sigrl_core.losses import LOSSES
 from sigrl_core.model.backbone import load_backbone
@@ -40,7 +40,7 @@ def test_the_published_recipe() -> None:
         "graph": {"kind": "complete", "hidden": 128, "heads": 4, "dropout": 0.3, "residual": False},
         "reconstruction": {"enabled": True, "residual": False, "unit_rms": False},
         "scoring": {"patches_kept": 16, "learn_scale": False, "initial_scale": 1.0},
-        "loss": {"kind": "ranking", "distillation": 1.0},
+        "loss": {**dataclasses.asdict(LossConfig()), "kind": "ranking", "distillation": 1.0},
         "optim": {
             "lr": 1e-4,
             "weight_decay": 0.05,

@@ -32,6 +32,7 @@ from sigrl_core.optim import parameter_groups, set_learning_rate
 from sigrl_core.records import ShardFolder
 from sigrl_core.tagger import embed_vocabulary
 from sigrl_core.training import Metrics, Task, TrainingState, fit, label_subset
+from tests.conftest import write_shards
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +56,21 @@ def changed(**changes: dict[str, Any]) -> RunConfig:
 
 def fresh(config: RunConfig) -> TrainingState:
     torch.manual_seed(0)
-    return TrainingState.start(Recogniser.start(load_backbone(config.backbone), config), config)
+    return TrainingState.start(Recogniser.start(load_backbone(config.backbone), config), config, rows=40, labels=50)
+
+
+@pytest.fixture(scope="module")
+def single_positive_shards(toybox_shards: ShardFolder, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    """The toybox pictures with one of their seen labels each, nothing known of the rest."""
+    vocabulary, tables = toybox_shards.vocabulary, [toybox_shards.read_shard(n) for n in range(6)]
+    rows = [row for table in tables for row in table.to_pylist()]
+    states_NC = np.zeros((len(rows), len(vocabulary)), np.int8)
+    for number, row in enumerate(rows):
+        present = np.flatnonzero(np.frombuffer(row["label_states"], np.int8) == 1)
+        seen = [c for c in present if vocabulary.labels[c].split == "seen"]
+        states_NC[number, seen[number % len(seen)]] = 1
+    folder = tmp_path_factory.mktemp("single_positive") / "shards"
+    return write_shards(folder, vocabulary, states_NC, [row["image"] for row in rows], rows_per_shard=7)
 
 
 def drifted(config: RunConfig) -> TrainingState:
@@ -272,23 +287,31 @@ def test_label_subsets() -> None:
 # ---- the same, however it is split ----
 
 
-def test_training_that_is_taken_up_again_ends_the_same(toybox_shards: ShardFolder, tmp_path: Path) -> None:
-    config = changed(graph={"dropout": 0.3}, training={"label_fraction": 0.5, "augment": "crop_flip"})
+@pytest.mark.parametrize("kind", ["ranking", "role", "em_apl"])
+def test_training_that_is_taken_up_again_ends_the_same(
+    single_positive_shards: ShardFolder, toybox_shards: ShardFolder, tmp_path: Path, kind: str
+) -> None:
+    shards = toybox_shards if kind == "ranking" else single_positive_shards
+    config = changed(
+        graph={"dropout": 0.3},
+        loss={"kind": kind, "soft_warmup_epochs": 1, "soft_weight": 0.5},
+        training={"label_fraction": 0.5, "augment": "crop_flip"},
+    )
     straight = fresh(config)
 
     def save_first(state: TrainingState) -> None:
         if state.epoch == 1:
-            save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, toybox_shards.vocabulary, {})
-            save_training_state(tmp_path, state.optimiser, {"epoch": state.epoch, "step": state.step})
+            save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, shards.vocabulary, {})
+            save_training_state(tmp_path, state.optimiser, state.memory, {"epoch": state.epoch, "step": state.step})
 
-    whole = train(toybox_shards, config, straight, num_rows=20, on_report=save_first)
+    whole = train(shards, config, straight, num_rows=20, on_report=save_first)
 
     torch.manual_seed(99)
-    again = TrainingState.start(Recogniser.start(load_backbone(config.backbone), config), config)
-    progress = load_training_state(tmp_path, again.recogniser, again.optimiser)
+    again = fresh(config)
+    progress = load_training_state(tmp_path, again.recogniser, again.optimiser, again.memory)
     again.epoch, again.step = progress["epoch"], progress["step"]
     assert (again.epoch, again.step) == (1, 3)
-    rest = train(toybox_shards, config, again, num_rows=20)
+    rest = train(shards, config, again, num_rows=20)
     assert rest.losses == whole.losses[3:]
     assert rest.epochs[-1]["validation/map"] == whole.epochs[-1]["validation/map"]
     assert_equal(parameters_of(again), parameters_of(straight))
@@ -308,47 +331,67 @@ def test_slices_of_a_batch_sum_to_its_gradient(toybox_shards: ShardFolder) -> No
         torch.testing.assert_close(sum(part[name] for part in parts), expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-DATA_PARALLEL = changed(training={"epochs": 2, "batch_size": 5, "max_steps": 5, "label_fraction": 0.5})
-"""11 rows in steps of 5, 5, 1, 5, 5: two workers have 3 and 2 rows of most, and one of them none of the third."""
+def data_parallel(kind: str) -> RunConfig:
+    """11 rows in steps of 5, 5, 1, 5, 5: two workers have 3 and 2 rows of most, and one of them none of the third."""
+    return changed(
+        loss={"kind": kind, "soft_warmup_epochs": 1, "soft_weight": 0.5, "rejection": 0.2},
+        training={"epochs": 2, "batch_size": 5, "max_steps": 5, "label_fraction": 0.5},
+    )
 
 
-def data_parallel_start() -> TrainingState:
+def data_parallel_start(config: RunConfig) -> TrainingState:
     """AdamW divides a gradient that is 0 but for rounding by its own size: with a larger epsilon it stays 0."""
-    state = drifted(DATA_PARALLEL)
+    state = drifted(config)
     for group in state.optimiser.param_groups:
         group["eps"] = 1e-3
     return state
 
 
-def worker(rank: int, workers: int, data: str, out: str) -> None:
+def trained_of(state: TrainingState) -> dict[str, Tensor]:
+    remembered = {f"memory.{name}": value.detach().nan_to_num(-1) for name, value in state.memory.state_dict().items()}
+    return {**parameters_of(state), **remembered}
+
+
+def worker(rank: int, workers: int, data: dict[str, str], out: str) -> None:
     """One of several processes that train together, as Ray Train would start them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=workers)
-    state = data_parallel_start()
-    record = train(ShardFolder.open(data), DATA_PARALLEL, state, Slice(rank=rank, workers=workers), num_rows=11)
-    save_file(parameters_of(state), f"{out}/{rank}.safetensors")
-    Path(f"{out}/{rank}.json").write_text(json.dumps([record.losses, record.epochs[-1]["validation/map"]]))
+    for kind, uri in data.items():
+        config = data_parallel(kind)
+        state = data_parallel_start(config)
+        record = train(ShardFolder.open(uri), config, state, Slice(rank=rank, workers=workers), num_rows=11)
+        save_file(trained_of(state), f"{out}/{kind}{rank}.safetensors")
+        Path(f"{out}/{kind}{rank}.json").write_text(json.dumps([record.losses, record.epochs[-1]["validation/map"]]))
     dist.destroy_process_group()
 
 
-def test_two_processes_train_what_one_does(toybox_shards: ShardFolder, tmp_path: Path, monkeypatch) -> None:
+KINDS = ("ranking", "epr", "role", "em_apl", "em_pl", "ll_r")
+"""Statistics of the whole batch, labels remembered row by row, gathered from all workers: one of each."""
+
+
+def test_two_processes_train_what_one_does(
+    toybox_shards: ShardFolder, single_positive_shards: ShardFolder, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.syspath_prepend(REPOSITORY)  # the processes import this file
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(worker, (2, toybox_shards.uri, str(tmp_path)), nprocs=2)
-    alone = data_parallel_start()
-    record = train(toybox_shards, DATA_PARALLEL, alone, num_rows=11)
-    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
-    assert_equal(found[0], found[1])
-    start = parameters_of(data_parallel_start())
-    assert max(float((found[0][name] - start[name]).abs().max()) for name in start) > 1e-3
-    for name, expected in parameters_of(alone).items():
-        torch.testing.assert_close(found[0][name], expected, rtol=0, atol=1e-5, msg=name)
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert told[0] == told[1]
-    losses, validation = told[0]
-    assert losses == pytest.approx(record.losses, rel=1e-5)
-    assert len(losses) == 5
-    assert validation == pytest.approx(record.epochs[-1]["validation/map"], abs=1e-6)
+    data = {kind: (toybox_shards if kind == "ranking" else single_positive_shards).uri for kind in KINDS}
+    torch.multiprocessing.spawn(worker, (2, data, str(tmp_path)), nprocs=2)
+    for kind, uri in data.items():
+        config = data_parallel(kind)
+        alone = data_parallel_start(config)
+        record = train(ShardFolder.open(uri), config, alone, num_rows=11)
+        found = [load_file(tmp_path / f"{kind}{rank}.safetensors") for rank in range(2)]
+        assert_equal(found[0], found[1])
+        start = trained_of(data_parallel_start(config))
+        assert max(float((found[0][name] - start[name]).abs().max()) for name in start) > 1e-3
+        for name, expected in trained_of(alone).items():
+            torch.testing.assert_close(found[0][name], expected, rtol=0, atol=1e-5, msg=f"{kind}: {name}")
+        told = [json.loads((tmp_path / f"{kind}{rank}.json").read_text()) for rank in range(2)]
+        assert told[0] == told[1]
+        losses, validation = told[0]
+        assert losses == pytest.approx(record.losses, rel=1e-5), kind
+        assert len(losses) == 5
+        assert validation == pytest.approx(record.epochs[-1]["validation/map"], abs=1e-6)
 
 
 # ---- it stops where it must ----
