@@ -224,6 +224,9 @@ class ScaleConfig:
         _require(self.cpus_per_worker > 0, "scale.cpus_per_worker", self.cpus_per_worker, "above 0")
 
 
+LabelStates = Literal["full", "positives-only", "single-positive"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """From a corpus to shards: what goes into every row, and so into the plan that a second run must agree with."""
@@ -248,10 +251,13 @@ class PreprocessConfig:
     """Larger pictures are quarantined undecoded."""
     annotated: Literal["all", "seen"] = "all"
     """Labels looked for in every picture, so that not listed means absent; with `seen`, unseen ones are unknown."""
+    labels: LabelStates = "full"
+    """What training is told: `full`; `positives-only`, absent becomes unknown; `single-positive`, one label that is
+    present, chosen by content hash, all else unknown (Cole et al. 2021). Pictures held out for validation keep all."""
     validation_fraction: float = 0.1
     """Share of pictures that training holds out, chosen by content hash."""
     seed: int = 0
-    """Chooses which pictures are held out."""
+    """Chooses which pictures are held out, and which positive is kept of each."""
 
     def __post_init__(self) -> None:
         _require(self.short_side >= 0, "short_side", self.short_side, "0 or more pixels")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sigrl_core.corpora import coco, folder, jsonl
-from sigrl_core.corpora.listing import Listing, Row, label_states
+from sigrl_core.corpora.listing import Listing, Row, label_states, told
 from sigrl_core.errors import CorpusError
 
-__all__ = ["CORPORA", "Corpus", "Listing", "Row", "get_corpus", "label_states"]
+__all__ = ["CORPORA", "Corpus", "Listing", "Row", "get_corpus", "label_states", "told"]
 
 Corpus = Callable[[str, str | None], Listing]
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from sigrl_core import storage
+from sigrl_core.config import LabelStates
 from sigrl_core.errors import CorpusError, StorageError, VocabularyError
 from sigrl_core.records import ABSENT, PRESENT, UNKNOWN
 from sigrl_core.vocabulary import Vocabulary
@@ -63,6 +64,22 @@ def label_states(rows: Sequence[Row], vocabulary: Vocabulary, annotated: Literal
                     raise CorpusError(f"{row.uri}: label {name!r} is not in the vocabulary{_nearest(name, index)}")
                 states_C[index[name]] = state
     return states_NC
+
+
+def told(states_C: np.ndarray, labels: LabelStates, sha256: str, seed: int) -> np.ndarray:
+    """Of a picture's label states, those that training is told; a function of its content and the seed.
+
+    `single-positive` draws one of the labels present with equal chance, as Cole et al. 2021 (arXiv 2106.09708).
+    """
+    if labels == "full":
+        return states_C
+    positives = np.flatnonzero(states_C == PRESENT)
+    if labels == "single-positive" and len(positives):
+        drawn = np.random.default_rng([seed, int(sha256[:16], 16)]).integers(len(positives))
+        positives = positives[drawn : drawn + 1]
+    told_C = np.full_like(states_C, UNKNOWN)
+    told_C[positives] = PRESENT
+    return told_C
 
 
 def own_vocabulary(names: Iterable[str], where: str) -> Vocabulary:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import sigrl_core
 from sigrl_core import storage
 from sigrl_core.config import PreprocessConfig
-from sigrl_core.corpora import Listing, get_corpus, label_states
+from sigrl_core.corpora import Listing, get_corpus, label_states, told
 from sigrl_core.errors import CorpusError, ImageError, StorageError, VocabularyError
 from sigrl_core.images import to_jpeg
 from sigrl_core.on_ray.parts import read_records, run_parts
@@ -28,6 +28,7 @@ from sigrl_core.records import (
     count_states,
     decode_states,
     encode_states,
+    in_validation,
     seal,
     sha256_of,
     to_parquet,
@@ -87,7 +88,7 @@ def _load_vocabulary(uri: str) -> Vocabulary:
 
 def _agree_on_plan(config: PreprocessConfig, vocabulary: Vocabulary, listing_hash: str) -> None:
     """Notes what this folder is made from, or compares with what is noted there."""
-    plan = {**_portable(config), "labels": vocabulary.hash, "listing": listing_hash}
+    plan = {**_portable(config), "vocabulary_hash": vocabulary.hash, "listing": listing_hash}
     if differing := differing_key(config.out, plan):
         key, noted = differing
         raise StorageError(
@@ -133,7 +134,11 @@ def _preprocess_part(config: PreprocessConfig, part: Part) -> dict[str, Any]:
         except ImageError as error:
             quarantine.append({"uri": row["uri"], "reason": error.reason, "detail": error.detail})
             continue
-        rows.append({**row, "sha256": sha256_of(data), "image": jpeg.data, "width": jpeg.width, "height": jpeg.height})
+        sha256 = sha256_of(data)
+        if not in_validation(sha256, config.seed, config.validation_fraction):
+            states_C = np.frombuffer(row["label_states"], np.int8)
+            row["label_states"] = encode_states(told(states_C, config.labels, sha256, config.seed))
+        rows.append({**row, "sha256": sha256, "image": jpeg.data, "width": jpeg.width, "height": jpeg.height})
     table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
     storage.write_bytes(_shard_file(config.out, part), to_parquet(table))
     return {"sha256": [row["sha256"] for row in rows], "quarantine": quarantine}

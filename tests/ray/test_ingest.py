@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sigrl_core.config import PreprocessConfig
 from sigrl_core.errors import CorpusError, StorageError
 from sigrl_core.on_ray.ingest import preprocess
-from sigrl_core.records import ShardFolder, decode_states
+from sigrl_core.records import ShardFolder, decode_states, in_validation
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -131,6 +132,28 @@ def test_vocabulary_file_gives_the_order(pictures: Path, tmp_path: Path) -> None
     (tmp_path / "v.txt").write_text("dogs\ncat\n")
     with pytest.raises(CorpusError, match="did you mean 'dogs'"):
         preprocess(config_for(pictures, tmp_path / "other", vocabulary=str(tmp_path / "v.txt")))
+
+
+def test_one_positive_each_for_training_and_all_labels_for_validation(make_picture, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    names, labels = [f"{n:02d}.jpg" for n in range(20)], ["cat", "dog", "sofa"]
+    for number, name in enumerate(names):
+        make_picture(number).save(tmp_path / "in" / name)
+    (tmp_path / "v.txt").write_text("cat\ndog\nsofa\nokapi\n")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"uri": name, "labels": labels}) + "\n" for name in names))
+    common = {"corpus": "jsonl", "annotations": str(tmp_path / "a.jsonl"), "vocabulary": str(tmp_path / "v.txt")}
+    told: dict[str, set[tuple[int, ...]]] = {}
+    for mode in ("full", "positives-only", "single-positive"):
+        out = tmp_path / mode
+        preprocess(config_for(tmp_path / "in", out, **common, labels=mode, validation_fraction=0.3))
+        encoded = zip(read_all(out, "sha256"), read_all(out, "label_states"), strict=True)
+        states = [(in_validation(sha, 0, 0.3), tuple(np.frombuffer(row, np.int8).tolist())) for sha, row in encoded]
+        assert 2 < sum(held for held, _ in states) < 12
+        assert {row for held, row in states if held} == {(1, 1, 1, -1)}
+        told[mode] = {row for held, row in states if not held}
+    assert told["full"] == {(1, 1, 1, -1)}
+    assert told["positives-only"] == {(1, 1, 1, 0)}
+    assert told["single-positive"] == {(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)}
 
 
 def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(pictures: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from sigrl_core.corpora import CORPORA, Row, get_corpus, label_states
+from sigrl_core.corpora import CORPORA, Row, get_corpus, label_states, told
 from sigrl_core.errors import CorpusError
+from sigrl_core.records import sha256_of
 from sigrl_core.vocabulary import Label, Vocabulary
 
 pytestmark = pytest.mark.unit
@@ -136,6 +137,25 @@ def test_unseen_labels_stay_unknown_when_only_seen_ones_were_annotated() -> None
     assert states.dtype == np.int8
     assert states.tolist() == [[1, 0, -1], [-1, 1, -1], [0, 0, 0], [0, -1, 0]]
     assert label_states(rows[:1], vocabulary, "all").tolist() == [[1, -1, -1]]
+
+
+def test_what_training_is_told() -> None:
+    states = np.array([1, -1, 0, 1, -1, 1], np.int8)
+    assert told(states, "full", "00", 0) is states
+    assert told(states, "positives-only", "00", 0).tolist() == [1, 0, 0, 1, 0, 1]
+    shas = [sha256_of(bytes([n])) for n in range(200)]
+    kept = [told(states, "single-positive", sha, 0) for sha in shas]
+    assert {tuple(np.flatnonzero(one)) for one in kept} == {(0,), (3,), (5,)}
+    assert all((one[one != 0] == 1).all() for one in kept)
+    counts = np.sum(kept, 0)[[0, 3, 5]]
+    assert counts.min() > 45, counts  # of 200 a third each; 45 is three standard deviations below
+    assert all(
+        np.array_equal(told(states, "single-positive", sha, 0), one) for sha, one in zip(shas, kept, strict=True)
+    )
+    other = [told(states, "single-positive", sha, 1) for sha in shas]
+    assert sum(map(np.array_equal, kept, other)) < 110  # the seed draws anew: a third stays the same
+    nothing = np.array([-1, 0], np.int8)
+    assert told(nothing, "single-positive", "00", 0).tolist() == [0, 0]
 
 
 def test_labels_that_the_vocabulary_lacks() -> None:
