@@ -41,10 +41,15 @@ class BackboneConfig:
 class GraphConfig:
     """GMC, the label graph."""
 
-    kind: Literal["complete", "none"] = "complete"
-    """`complete`: every label hears every label [S]; `none`: labels pass unchanged (ablation)."""
+    kind: Literal["complete", "nearest", "none"] = "complete"
+    """`complete`: every label hears every label [S]; `nearest`: those with the nearest text embeddings; `none`: labels
+    pass unchanged (ablation)."""
+    neighbours: int = 8
+    """Labels that a label hears besides itself (nearest)."""
+    layers: int = 2
+    """GATv2 layers; the last has one head. [S]"""
     hidden: int = 128
-    """Width between the two GATv2 layers, all heads together. [S]"""
+    """Width between GATv2 layers, all heads together. [S]"""
     heads: int = 4
     dropout: float = 0.3
     """On the inputs, on the attention and between the layers. [S]"""
@@ -52,7 +57,8 @@ class GraphConfig:
     """Adds the label embeddings to the graph's output."""
 
     def __post_init__(self) -> None:
-        _require(self.heads >= 1, "graph.heads", self.heads, "1 or more")
+        for name in ("neighbours", "layers", "heads"):
+            _require(getattr(self, name) >= 1, f"graph.{name}", getattr(self, name), "1 or more")
         _require(
             self.hidden % self.heads == 0, "graph.hidden", self.hidden, f"a multiple of graph.heads = {self.heads}"
         )

@@ -1,15 +1,17 @@
-"""GMC, graph-based multi-label correlation: two GATv2 layers over the label graph.
+"""GMC, graph-based multi-label correlation: GATv2 layers over the label graph.
 
     dropout(T) -> GATv2(D -> hidden, heads concatenated) -> ELU -> dropout -> GATv2(hidden -> D, one head) = G
 
-Source: arXiv 2504.03801; GATv2: Brody, Alon, Yahav, arXiv 2105.14491.
+Source: arXiv 2504.03801, with two layers and the complete graph; GATv2: Brody, Alon, Yahav, arXiv 2105.14491.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +20,26 @@ from sigrl_core.config import GraphConfig
 TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Numbers in one tile of rows x C x D, the largest tensor a layer holds, forward or backward."""
 NEGATIVE_SLOPE = 0.2
+
+Edges = Tensor
+"""Float [C, C]: how much label i hears label j, 0 for not at all; an attention weight is multiplied by it."""
+
+
+def complete(labels_CD: Float[Tensor, "C D"], config: GraphConfig) -> Edges | None:
+    """Every label hears every label, itself too: the published graph, for which no edges need be held."""
+    return None
+
+
+def nearest(labels_CD: Float[Tensor, "C D"], config: GraphConfig) -> Edges:
+    """A label hears itself and the `neighbours` labels asked whose embeddings are nearest by cosine."""
+    with torch.no_grad():
+        unit_CD = F.normalize(labels_CD, dim=-1)
+        cosine_CC = (unit_CD @ unit_CD.t()).fill_diagonal_(torch.inf)
+        heard_CK = cosine_CC.topk(min(config.neighbours + 1, len(labels_CD)), dim=1).indices
+        return torch.zeros_like(cosine_CC).scatter_(1, heard_CK, 1.0)
+
+
+GRAPHS: dict[str, Callable[[Tensor, GraphConfig], Edges | None]] = {"complete": complete, "nearest": nearest}
 
 
 class GATv2Layer(nn.Module):
@@ -35,9 +57,9 @@ class GATv2Layer(nn.Module):
         self.attn = nn.Linear(out_dim // heads, 1, bias=False)
 
     def forward(
-        self, nodes_CD: Float[Tensor, "C in"], adjacency_CC: Bool[Tensor, "C C"] | None = None
+        self, nodes_CD: Float[Tensor, "C in"], edges_CC: Float[Tensor, "C C"] | None = None
     ) -> Float[Tensor, "C out"]:
-        """`adjacency_CC[i, j]`: i hears j; every row needs a True. None is the complete graph with self-loops."""
+        """`edges_CC[i, j]`: how much i hears j; every row needs one above 0. None: all alike, itself too."""
         u_CD = self.linear(nodes_CD).to(nodes_CD.dtype)
         C, D = u_CD.shape
         u_CHE = u_CD.view(C, self.heads, D // self.heads)
@@ -45,15 +67,15 @@ class GATv2Layer(nn.Module):
         tiles = []
         for start in range(0, C, rows):
             tile = slice(start, start + rows)
-            neighbours = None if adjacency_CC is None else adjacency_CC[tile]
-            tiles.append(checkpoint(self._attend, u_CHE[tile], u_CHE, neighbours, use_reentrant=False))
+            edges_TC = None if edges_CC is None else edges_CC[tile]
+            tiles.append(checkpoint(self._attend, u_CHE[tile], u_CHE, edges_TC, use_reentrant=False))
         return torch.cat(tiles).reshape(C, D)
 
-    def _attend(self, targets_THE: Tensor, sources_CHE: Tensor, neighbours_TC: Tensor | None) -> Tensor:
+    def _attend(self, targets_THE: Tensor, sources_CHE: Tensor, edges_TC: Tensor | None) -> Tensor:
         pairs_TCHE = F.leaky_relu(targets_THE[:, None] + sources_CHE, NEGATIVE_SLOPE)
         logits_TCH = (pairs_TCHE @ self.attn.weight[0]).to(targets_THE.dtype)
-        if neighbours_TC is not None:
-            logits_TCH = logits_TCH.masked_fill(~neighbours_TC[..., None], -torch.inf)
+        if edges_TC is not None:
+            logits_TCH = logits_TCH + edges_TC.to(logits_TCH.dtype).log()[..., None]
         attention_TCH = F.dropout(logits_TCH.softmax(dim=1), self.dropout, self.training)
         return torch.einsum("tch,che->the", attention_TCH, sources_CHE)
 
@@ -63,22 +85,30 @@ class LabelGraph(nn.Module):
 
     Args:
         dim: D of the label embeddings.
-        config: widths, heads, dropout; `residual` adds T to the output.
+        config: which graph, widths, heads, layers, dropout; `residual` adds T to the output.
     """
 
     def __init__(self, dim: int, config: GraphConfig) -> None:
         super().__init__()
         self.config = config
         if config.kind != "none":
-            self.gat1 = GATv2Layer(dim, config.hidden, config.heads, config.dropout)
-            self.gat2 = GATv2Layer(config.hidden, dim, 1, config.dropout)
+            widths = [dim, *[config.hidden] * (config.layers - 1), dim]
+            heads = [*[config.heads] * (config.layers - 1), 1]
+            self.layers = nn.ModuleList(
+                GATv2Layer(inputs, outputs, count, config.dropout)
+                for inputs, outputs, count in zip(widths[:-1], widths[1:], heads, strict=True)
+            )
 
     def forward(
-        self, labels_CD: Float[Tensor, "C D"], adjacency_CC: Bool[Tensor, "C C"] | None = None
+        self, labels_CD: Float[Tensor, "C D"], edges_CC: Float[Tensor, "C C"] | None = None
     ) -> Float[Tensor, "C D"]:
+        """`edges_CC` takes the place of what `config.kind` makes of the labels asked."""
         if self.config.kind == "none":
             return labels_CD
-        nodes_CD = F.dropout(labels_CD, self.config.dropout, self.training)
-        hidden_CD = F.dropout(F.elu(self.gat1(nodes_CD, adjacency_CC)), self.config.dropout, self.training)
-        graph_CD = self.gat2(hidden_CD, adjacency_CC)
+        if edges_CC is None:
+            edges_CC = GRAPHS[self.config.kind](labels_CD, self.config)
+        graph_CD = labels_CD
+        for number, layer in enumerate(self.layers):
+            graph_CD = F.elu(graph_CD) if number else graph_CD
+            graph_CD = layer(F.dropout(graph_CD, self.config.dropout, self.training), edges_CC)
         return labels_CD + graph_CD if self.config.residual else graph_CD

@@ -29,7 +29,12 @@ from sigrl_core.metrics import average_precision, precision_recall_f1_at_k
 from sigrl_core.model.sigrl import SigRL
 from sigrl_core.optim import learning_rate
 
-MODULES = {"semantic": "semantic", "recon": "reconstruction", "gat1": "graph.gat1", "gat2": "graph.gat2"}
+MODULES = {
+    "semantic": "semantic",
+    "recon": "reconstruction",
+    "gat1": "graph.layers.0",
+    "gat2": "graph.layers.1",
+}
 """Reference name -> ours."""
 GROUP_INPUTS = {"patch", "glob", "labels", "cotangent", "topk", "heads"}
 SPML_INPUTS = ("logits", "true", "observed", "pseudo", "soft_observed", "estimator_logits")

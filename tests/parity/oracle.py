@@ -54,29 +54,30 @@ def mixed(S: NDArray, T: NDArray) -> NDArray:
     return mix
 
 
-def gatv2(nodes: NDArray, W: NDArray, a: NDArray, heads: int, adjacency: NDArray | None = None) -> NDArray:
-    """One layer, heads concatenated."""
+def gatv2(nodes: NDArray, W: NDArray, a: NDArray, heads: int, edges: NDArray | None = None) -> NDArray:
+    """One layer, heads concatenated; an edge's attention weight is multiplied by it before they sum to one."""
     C, E = len(nodes), len(W) // heads
     out = np.zeros((C, len(W)))
     u = np.array([[sum(W[k, d] * node[d] for d in range(len(node))) for k in range(len(W))] for node in nodes])
     for h, i in product(range(heads), range(C)):
         own = range(h * E, (h + 1) * E)
-        hears = [j for j in range(C) if adjacency is None or adjacency[i, j]]
+        edge = np.ones(C) if edges is None else edges[i]
+        hears = [j for j in range(C) if edge[j] > 0]
         logits = []
         for j in hears:
             sums = [u[i, k] + u[j, k] for k in own]
-            logits.append(sum(a[0, n] * (s if s > 0 else 0.2 * s) for n, s in enumerate(sums)))
+            logits.append(sum(a[0, n] * (s if s > 0 else 0.2 * s) for n, s in enumerate(sums)) + math.log(edge[j]))
         for weight, j in zip(softmax(logits), hears, strict=True):
             for k in own:
                 out[i, k] += weight * u[j, k]
     return out
 
 
-def graph_embed(T: NDArray, w: Weights, heads: int, adjacency: NDArray | None = None) -> NDArray:
+def graph_embed(T: NDArray, w: Weights, heads: int, edges: NDArray | None = None) -> NDArray:
     """G [C, D], dropout off."""
-    hidden = gatv2(T, w["gat1.linear.weight"], w["gat1.attn.weight"], heads, adjacency)
+    hidden = gatv2(T, w["gat1.linear.weight"], w["gat1.attn.weight"], heads, edges)
     hidden = np.array([[h if h > 0 else math.expm1(h) for h in row] for row in hidden])
-    return gatv2(hidden, w["gat2.linear.weight"], w["gat2.attn.weight"], 1, adjacency)
+    return gatv2(hidden, w["gat2.linear.weight"], w["gat2.attn.weight"], 1, edges)
 
 
 def unit_rms(rows: NDArray) -> NDArray:

@@ -21,7 +21,12 @@ assert _spec.loader is not None
 oracle = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(oracle)
 
-NAMES = {"semantic.": "semantic.", "reconstruction.": "recon.", "graph.": ""}
+NAMES = {
+    "semantic.": "semantic.",
+    "reconstruction.": "recon.",
+    "graph.layers.0.": "gat1.",
+    "graph.layers.1.": "gat2.",
+}
 sizes = st.fixed_dictionaries(
     {"B": st.integers(1, 3), "P": st.integers(1, 5), "C": st.integers(1, 5), "D": st.sampled_from([2, 6])}
 )
@@ -64,14 +69,14 @@ def test_scores(size: dict, options: dict, kind: str, graph_residual: bool, head
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.sampled_from([1, 3]), st.integers(0, 2**16))
-def test_label_graph_with_an_adjacency(C: int, heads: int, seed: int) -> None:
+def test_label_graph_with_edges(C: int, heads: int, seed: int) -> None:
     torch.manual_seed(seed)
     model = SigRL(4, GraphConfig(hidden=6, heads=heads), ReconstructionConfig(), ScoringConfig()).double().eval()
-    labels, adjacency = torch.randn(C, 4, dtype=torch.float64), torch.rand(C, C) < 0.5
-    adjacency |= torch.eye(C, dtype=torch.bool)
+    labels, weights = torch.randn(C, 4, dtype=torch.float64), torch.rand(C, C, dtype=torch.float64)
+    edges = torch.where((torch.rand(C, C) < 0.5) | torch.eye(C, dtype=torch.bool), weights + 0.1, 0.0)
     with torch.no_grad():
-        found = model.graph(labels, adjacency)
-    expected = oracle.graph_embed(labels.numpy(), weights_of(model), heads, adjacency.numpy())
+        found = model.graph(labels, edges)
+    expected = oracle.graph_embed(labels.numpy(), weights_of(model), heads, edges.numpy())
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -259,7 +259,7 @@ def test_rates_fall_with_depth_and_vectors_do_not_decay() -> None:
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     visual = "backbone.clip.visual"
     assert scale[f"{visual}.proj"] == scale[f"{visual}.ln_post.weight"] == scale["head.log_scale"] == 1
-    assert scale["head.semantic.coef.weight"] == scale["head.graph.gat1.linear.weight"] == 0.4
+    assert scale["head.semantic.coef.weight"] == scale["head.graph.layers.0.linear.weight"] == 0.4
     assert scale[f"{visual}.transformer.resblocks.1.attn.in_proj_weight"] == 0.5
     assert scale[f"{visual}.transformer.resblocks.0.ln_1.bias"] == 0.25
     assert {name: 0.2 if parameters[name].ndim > 1 else 0.0 for name in listed} == decay

@@ -1,0 +1,62 @@
+"""Label graphs: who hears whom, and what is made of it."""
+
+import typing
+
+import pytest
+import torch
+
+from sigrl_core.config import GraphConfig
+from sigrl_core.errors import ConfigError
+from sigrl_core.model.label_graph import GRAPHS, GATv2Layer, LabelGraph, nearest
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_configuration_knows_every_graph() -> None:
+    (kinds,) = (typing.get_args(hint) for name, hint in typing.get_type_hints(GraphConfig).items() if name == "kind")
+    assert set(kinds) == {*GRAPHS, "none"}
+
+
+def test_nearest_by_cosine() -> None:
+    """Angles of 0, 10, 25 and 90 degrees; lengths say nothing."""
+    angles = torch.deg2rad(torch.tensor([0.0, 10.0, 25.0, 90.0]))
+    labels = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([1.0, 5.0, 0.1, 2.0])[:, None]
+    edges = nearest(labels, GraphConfig(neighbours=1))
+    assert edges.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert nearest(labels, GraphConfig(neighbours=9)).tolist() == [[1.0] * 4] * 4
+    assert nearest(labels[:1], GraphConfig()).tolist() == [[1.0]]
+
+
+def test_a_label_hears_only_those_it_has_an_edge_to() -> None:
+    torch.manual_seed(0)
+    graph = LabelGraph(6, GraphConfig(kind="nearest", neighbours=2, layers=1)).eval()
+    labels = torch.randn(7, 6, requires_grad=True)
+    graph(labels)[3].sum().backward()
+    assert labels.grad is not None
+    heard = nearest(labels, graph.config)[3] > 0
+    assert torch.equal(labels.grad.abs().sum(1) > 0, heard)
+    assert heard.sum() == 3
+
+
+def test_all_as_neighbours_is_the_complete_graph() -> None:
+    torch.manual_seed(0)
+    complete = LabelGraph(6, GraphConfig(hidden=8)).eval()
+    everyone = LabelGraph(6, GraphConfig(hidden=8, kind="nearest", neighbours=20)).eval()
+    everyone.load_state_dict(complete.state_dict())
+    labels = torch.randn(9, 6)
+    torch.testing.assert_close(everyone(labels), complete(labels))
+
+
+@pytest.mark.parametrize(("layers", "widths"), [(1, [(6, 6)]), (3, [(6, 8), (8, 8), (8, 6)])])
+def test_layers(layers: int, widths: list[tuple[int, int]]) -> None:
+    graph = LabelGraph(6, GraphConfig(hidden=8, heads=4, layers=layers)).eval()
+    made = [layer for layer in graph.layers if isinstance(layer, GATv2Layer)]
+    assert [(layer.linear.in_features, layer.linear.out_features) for layer in made] == widths
+    assert [layer.heads for layer in made] == [4] * (layers - 1) + [1]
+    assert graph(torch.randn(5, 6)).shape == (5, 6)
+
+
+@pytest.mark.parametrize("name", ["neighbours", "layers", "heads"])
+def test_nonsense_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"graph.{name} is 0; expected 1 or more"):
+        GraphConfig(**{name: 0})
