@@ -29,12 +29,17 @@ class BackboneConfig:
     """open_clip tag, weights file, folder of one of our checkpoints, or `random` (weights made on the spot)."""
     frozen_blocks: int = 10
     """Blocks from the input that stay frozen, patch embedding included; what lies above them trains. [S]"""
-    prompt_template: str = "a photo of a {}."
-    """What the text tower reads for a label that brings no prompts of its own."""
+    prompt_templates: tuple[str, ...] = ("a photo of a {}.",)
+    """What the text tower reads for a label that brings no prompts of its own; several embeddings are averaged."""
 
     def __post_init__(self) -> None:
         _require(self.frozen_blocks >= 0, "backbone.frozen_blocks", self.frozen_blocks, "0 or more")
-        _require("{}" in self.prompt_template, "backbone.prompt_template", self.prompt_template, "a text with {} in it")
+        _require(
+            bool(self.prompt_templates) and all("{}" in template for template in self.prompt_templates),
+            "backbone.prompt_templates",
+            self.prompt_templates,
+            "one or more texts with {} in each",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,6 +379,10 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
         if value in allowed:
             return value
         raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    if origin is tuple:  # of any number of one type
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: {key} is {value!r}; expected a list")
+        return tuple(_checked(typing.get_args(hint)[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
     kinds: tuple = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

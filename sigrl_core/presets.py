@@ -20,7 +20,7 @@ CLIP_ZERO_SHOT = RunConfig()
 """The authors' zero-shot recipe on OpenAI's ViT-B/16, exactly as published (arXiv 2504.03801)."""
 
 QUICKSTART = RunConfig(
-    backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2, prompt_template="a {}"),
+    backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2, prompt_templates=("a {}",)),
     graph=GraphConfig(hidden=64, heads=4, residual=True),
     reconstruction=ReconstructionConfig(residual=True, unit_rms=True),
     scoring=ScoringConfig(patches_kept=8, learn_scale=True, initial_scale=20.0),

@@ -61,8 +61,8 @@ class Tagger:
     def embed(self, vocabulary: Vocabulary) -> Tensor:
         """Text embeddings [C,D] of a vocabulary, computed once."""
         if vocabulary.hash not in self._embedded:
-            template = self.checkpoint.config.backbone.prompt_template
-            self._embedded[vocabulary.hash] = embed_vocabulary(self.recogniser.backbone, vocabulary, template)
+            templates = self.checkpoint.config.backbone.prompt_templates
+            self._embedded[vocabulary.hash] = embed_vocabulary(self.recogniser.backbone, vocabulary, templates)
         return self._embedded[vocabulary.hash]
 
     @torch.no_grad()
@@ -108,6 +108,6 @@ def top_tags(scores_C: np.ndarray, vocabulary: Vocabulary, top_k: int) -> Tags:
     return Tags(labels=[vocabulary.labels[c].name for c in best], scores=[float(scores_C[c]) for c in best])
 
 
-def embed_vocabulary(backbone: Backbone, vocabulary: Vocabulary, template: str) -> Tensor:
-    """T [C,D] for a vocabulary; labels without prompts of their own are read through the template."""
-    return backbone.encode_text([label.prompts or (template.format(label.name),) for label in vocabulary.labels])
+def embed_vocabulary(backbone: Backbone, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
+    """T [C,D] for a vocabulary, each label the mean of all its texts; see `Label.texts`."""
+    return backbone.encode_text([label.texts(templates) for label in vocabulary.labels])

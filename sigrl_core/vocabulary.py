@@ -22,12 +22,19 @@ class Label:
     Attributes:
         name: the label as the user writes it; unique in its vocabulary.
         split: `seen` labels may be trained on, `unseen` ones are only ever asked for.
-        prompts: texts for the CLIP text tower, averaged; empty means the checkpoint's own prompt template.
+        prompts: descriptions that the CLIP text tower reads as they are, in place of the name.
+        synonyms: other names, which go through the prompt templates.
     """
 
     name: str
     split: Split = "seen"
     prompts: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = ()
+
+    def texts(self, templates: Sequence[str]) -> tuple[str, ...]:
+        """All that the text tower reads for this label; the embeddings of one label are averaged."""
+        names = self.synonyms if self.prompts else (self.name, *self.synonyms)
+        return (*self.prompts, *(template.format(name) for name in names for template in templates))
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,19 @@ class Vocabulary:
 
     @property
     def hash(self) -> str:
-        """sha256 of names, splits and prompts in order; shards and checkpoints of one run carry the same."""
+        """sha256 of names, splits, prompts and synonyms in order; shards and checkpoints of one run carry the same."""
         return hashlib.sha256(json.dumps(self.to_rows(), ensure_ascii=False).encode()).hexdigest()
 
     def to_rows(self) -> list[dict]:
-        return [{"label": label.name, "split": label.split, "prompts": list(label.prompts)} for label in self.labels]
+        return [
+            {
+                "label": label.name,
+                "split": label.split,
+                "prompts": list(label.prompts),
+                "synonyms": list(label.synonyms),
+            }
+            for label in self.labels
+        ]
 
     def to_json(self) -> str:
         return json.dumps(self.to_rows(), ensure_ascii=False, indent=1) + "\n"
@@ -92,7 +107,7 @@ class Vocabulary:
             where: the file's name, for errors.
 
         Raises:
-            VocabularyError: no labels, duplicates, a row that is not `{label, split, prompts}`.
+            VocabularyError: no labels, duplicates, a row that is not `{label, split, prompts, synonyms}`.
         """
         try:
             if text.lstrip().startswith("["):
@@ -125,14 +140,20 @@ class Vocabulary:
         return cls.parse(text, str(path))
 
 
+_KEYS = ("label", "split", "prompts", "synonyms")
+
+
 def _label(row: object, where: str) -> Label:
     if not isinstance(row, dict) or not isinstance(row.get("label"), str):
         raise VocabularyError(f'{where}: expected an object with a text "label", found {json.dumps(row)[:80]}')
-    if unknown := sorted(set(row) - {"label", "split", "prompts"}):
-        raise VocabularyError(f"{where}: unknown key {unknown[0]!r}; known are label, split, prompts")
-    split, prompts = row.get("split", "seen"), row.get("prompts", [])
+    if unknown := sorted(set(row) - set(_KEYS)):
+        raise VocabularyError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
+    split, texts = row.get("split", "seen"), {key: row.get(key, []) for key in ("prompts", "synonyms")}
     if split not in get_args(Split):
         raise VocabularyError(f"{where}: split is {split!r}; expected one of {', '.join(get_args(Split))}")
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise VocabularyError(f"{where}: prompts must be a list of texts, found {json.dumps(prompts)[:80]}")
-    return Label(name=row["label"].strip(), split=split, prompts=tuple(prompts))
+    for key, value in texts.items():
+        if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+            raise VocabularyError(f"{where}: {key} must be a list of texts, found {json.dumps(value)[:80]}")
+    return Label(
+        name=row["label"].strip(), split=split, prompts=tuple(texts["prompts"]), synonyms=tuple(texts["synonyms"])
+    )

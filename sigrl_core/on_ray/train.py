@@ -203,7 +203,8 @@ def _train(setup: dict[str, Any]) -> None:
     seen = folder.vocabulary.positions("seen")
     torch.manual_seed(config.training.seed)  # random weights are the same on every worker and after a restart
     recogniser = Recogniser.start(load_backbone(config.backbone), config).to(device)
-    labels_CD = embed_vocabulary(recogniser.backbone, folder.vocabulary.subset("seen"), config.backbone.prompt_template)
+    templates = config.backbone.prompt_templates
+    labels_CD = embed_vocabulary(recogniser.backbone, folder.vocabulary.subset("seen"), templates)
     training_rows, validation_rows = _rows(folder, setup["validation"], seen)
     train_batches = _Source(training_rows, recogniser, config, mine)
     validation_batches = _Source(validation_rows, recogniser, config, mine)

@@ -36,6 +36,11 @@ def edited(path: str, value: object) -> str:
         ("training.precision", "fp8", "expected one of 'fp32'"),
         ("graph", 3, "graph must be an object"),
         ("optim.clip_norm", "x", "expected float or NoneType"),
+        ("backbone.prompt_templates", "a {}", "backbone.prompt_templates is 'a {}'; expected a list"),
+        ("backbone.prompt_templates", ["a {}", 3], r"backbone.prompt_templates\[1\] is 3; expected str"),
+        ("backbone.prompt_templates", ["a thing"], "one or more texts with {} in each"),
+        ("loss.label_smoothing", 1.0, r"loss.label_smoothing is 1.0; expected in \[0, 1\)"),
+        ("loss.expected_positives", 0, "loss.expected_positives is 0.0; expected above 0"),
     ],
 )
 def test_errors_name_the_dotted_key(path: str, value: object, message: str) -> None:

@@ -35,7 +35,7 @@ def test_the_published_recipe() -> None:
             "name": "ViT-B-16",
             "pretrained": "openai",
             "frozen_blocks": 10,
-            "prompt_template": "a photo of a {}.",
+            "prompt_templates": ("a photo of a {}.",),
         },
         "graph": {
             "kind": "complete",

@@ -115,13 +115,13 @@ def test_the_order_of_labels_permutes_scores(tagger: Tagger, jpegs: list[bytes])
     np.testing.assert_allclose(tagger.score(tokens, shuffled), expected_BC, rtol=0, atol=1e-5)
 
 
-def test_prompts_of_labels_and_the_checkpoints_template(tagger: Tagger) -> None:
+def test_prompts_of_labels_and_the_checkpoints_templates(tagger: Tagger) -> None:
     backbone = tagger.recogniser.backbone
-    vocabulary = Vocabulary((Label(name="x", prompts=("a red star", "a star")), Label(name="sand")))
-    expected = backbone.encode_text([["a red star", "a star"], ["my sand!"]])
-    assert torch.equal(embed_vocabulary(backbone, vocabulary, "my {}!"), expected)
-    template = tagger.checkpoint.config.backbone.prompt_template
-    assert torch.equal(tagger.embed(vocabulary), embed_vocabulary(backbone, vocabulary, template))
+    vocabulary = Vocabulary((Label(name="x", prompts=("a red star", "a star")), Label(name="sand", synonyms=("dune",))))
+    expected = backbone.encode_text([["a red star", "a star"], ["my sand!", "sand", "my dune!", "dune"]])
+    assert torch.equal(embed_vocabulary(backbone, vocabulary, ("my {}!", "{}")), expected)
+    templates = tagger.checkpoint.config.backbone.prompt_templates
+    assert torch.equal(tagger.embed(vocabulary), embed_vocabulary(backbone, vocabulary, templates))
     assert not torch.equal(tagger.embed(vocabulary), tagger.embed(Vocabulary.of(["x", "sand"])))
 
 

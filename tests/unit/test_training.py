@@ -40,7 +40,7 @@ ALL = Slice()
 REPOSITORY = Path(__file__).parents[2]
 
 CONFIG = RunConfig(
-    backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=1, prompt_template="a {}"),
+    backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=1, prompt_templates=("a {}",)),
     graph=GraphConfig(hidden=16, heads=2, residual=True, dropout=0.0),
     reconstruction=ReconstructionConfig(unit_rms=True),
     scoring=ScoringConfig(patches_kept=8, learn_scale=True, initial_scale=20.0),
@@ -109,7 +109,7 @@ def train(
     count = len(rows) if num_rows is None else num_rows
     seen = folder.vocabulary.positions("seen")
     backbone, batch_size = state.recogniser.backbone, config.training.batch_size
-    labels_CD = embed_vocabulary(backbone, folder.vocabulary.subset("seen"), config.backbone.prompt_template)
+    labels_CD = embed_vocabulary(backbone, folder.vocabulary.subset("seen"), config.backbone.prompt_templates)
     held = HeldFeatures.compute(rows, 48, backbone.encode_frozen) if config.training.hold_features else None
 
     def batches(order: np.ndarray, augment: Any, seed: tuple[int, int]) -> Iterable[Batch]:

@@ -22,13 +22,24 @@ def test_json_round_trip_keeps_the_hash() -> None:
     assert again.hash == MIXED.hash
 
 
-def test_the_hash_depends_on_names_order_splits_and_prompts() -> None:
+def test_the_hash_depends_on_names_order_splits_and_texts() -> None:
     others = [
         Vocabulary.of(["cat", "okapi", "dog"]),
         Vocabulary(MIXED.labels[::-1]),
         Vocabulary((*MIXED.labels[:2], Label(name="Dog"))),
+        Vocabulary((*MIXED.labels[:2], Label(name="dog", synonyms=("hound",)))),
     ]
-    assert len({MIXED.hash, *(other.hash for other in others)}) == 4
+    assert len({MIXED.hash, *(other.hash for other in others)}) == 5
+
+
+def test_what_the_text_tower_reads() -> None:
+    templates = ("a {}", "a photo of a {}")
+    assert Label(name="dog").texts(templates) == ("a dog", "a photo of a dog")
+    hound = Label(name="dog", synonyms=("hound",))
+    assert hound.texts(templates) == ("a dog", "a photo of a dog", "a hound", "a photo of a hound")
+    described = Label(name="dog", prompts=("a barking animal",), synonyms=("hound",))
+    assert described.texts(("{}!",)) == ("a barking animal", "hound!")
+    assert Vocabulary.parse(Vocabulary((described,)).to_json(), "x").labels == (described,)
 
 
 def test_text_files() -> None:
@@ -45,7 +56,8 @@ def test_text_files() -> None:
         ('[{"label": "cat", "split": "new"}]', "expected one of seen, unseen"),
         ('[{"label": 3}]', 'text "label"'),
         ('[{"label": "cat"', "not valid JSON"),
-        ('[{"label": "cat", "prompts": "x"}]', "list of texts"),
+        ('[{"label": "cat", "prompts": "x"}]', "prompts must be a list of texts"),
+        ('[{"label": "cat", "synonyms": [" "]}]', "synonyms must be a list of texts"),
     ],
 )
 def test_what_is_no_label_list(text: str, message: str) -> None:
