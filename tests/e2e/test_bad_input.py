@@ -184,7 +184,7 @@ def test_train_refuses_a_loss_and_a_validation_set_it_cannot_use(world: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nus"], ["'nus' is unknown", "clip_zero_shot, quickstart, quickstart_mkt"]),
+        (["nus"], ["'nus' is unknown", "clip_zero_shot, nus_wide_zero_shot, "]),
         (["--data", "x"], ["the preset comes first", "clip_zero_shot"]),
         (["quickstart", "--config"], ["--config wants a file"]),
         (

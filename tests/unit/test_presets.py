@@ -1,19 +1,32 @@
 """The named runs: complete, written down, and exactly what their docstrings say."""
 
+import ast
 import dataclasses
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from sigrl_core import presets
+from sigrl_core.batches import Rows, Slice, epoch_batches, picture_batch
+from sigrl_core.command_line import preset_and_flags
 from sigrl_core.config import LossConfig, ReconstructionConfig, RunConfig, from_json, to_json
+from sigrl_core.corpora import told
 from sigrl_core.errors import ConfigError
 from sigrl_core.losses import LOSSES
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.presets import PRESETS, get_preset
+from sigrl_core.tagger import embed_vocabulary
+from sigrl_core.training import Task, TrainingState, fit
+from tests.conftest import random_states, vocabulary_of, write_shards
 
 pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -24,8 +37,96 @@ def test_presets_survive_json(name: str) -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'quick' is unknown; known are clip_zero_shot, quickstart, quickstart_mkt"):
+    with pytest.raises(ConfigError, match="'quick' is unknown; known are clip_zero_shot, nus_wide_zero_shot, "):
         get_preset("quick")
+
+
+def docstrings() -> dict[str, str]:
+    """Preset name -> the text below its assignment."""
+    found: dict[str, str] = {}
+    body = ast.parse(Path(presets.__file__).read_text()).body
+    for statement, text in pairwise(body):
+        if isinstance(statement, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            (target,) = statement.targets
+            assert isinstance(target, ast.Name)
+            found[target.id.lower()] = str(text.value.value)
+    return found
+
+
+def test_every_preset_begins_with_the_command_that_runs_it() -> None:
+    texts = docstrings()
+    assert texts.keys() == PRESETS.keys()
+    for name, text in texts.items():
+        command, blank, *_ = text.splitlines()
+        assert blank == ""
+        python, script, *arguments = command.split()
+        assert python == "python"
+        assert (ROOT / script).is_file()
+        if script == "pipelines/train.py":
+            assert arguments[0] == name
+            assert {"--data", "--out"} <= set(arguments)
+            known, flags = preset_and_flags(arguments, "")
+            assert known == get_preset(name)
+            assert flags == arguments[1:]
+        if not name.startswith(("clip", "quickstart")):
+            assert all(word in text for word in ("Images: ", "Labels: ", "Metric"))
+
+
+# a few labels of each benchmark as it spells them, the last two unseen where it has unseen labels
+BENCHMARK_LABELS = {
+    "nus_wide_zero_shot": ["2007", "abstract", "bokeh", "graffiti", "airport", "zebra"],
+    "open_images_zero_shot": ["Vehicle", "Tree", "Clothing", "Electric guitar", "Boxing glove", "Sea ice"],
+    "coco_zero_shot": ["toilet", "bicycle", "apple", "train", "umbrella", "cow"],
+    "voc_single_positive": ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus"],
+    "coco_single_positive": ["person", "bicycle", "car", "motorcycle", "airplane", "bus"],
+    "nus_single_positive": ["airport", "animal", "beach", "bear", "birds", "boats"],
+    "cub_single_positive": ["has_bill_shape::curved_(up_or_down)", "has_wing_color::blue", "a", "b", "c", "d"],
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARK_LABELS)
+def test_every_benchmark_trains_on_its_labels(name: str, tmp_path: Path) -> None:
+    """Two steps of the preset's own recipe, on eight pictures and the small backbone."""
+    names = BENCHMARK_LABELS[name]
+    zero_shot = name.endswith("zero_shot")
+    vocabulary = vocabulary_of(names[:4], names[4:]) if zero_shot else vocabulary_of(names)
+    states_NC = random_states(8, 6)
+    if not zero_shot:
+        states_NC = np.stack([told(s, "single-positive", f"{n:064x}", 0) for n, s in enumerate(states_NC)])
+    folder = write_shards(tmp_path / "shards", vocabulary, states_NC)
+    preset = get_preset(name)
+    config = replace(
+        preset,
+        backbone=replace(preset.backbone, name="toybox-vit", pretrained="random", frozen_blocks=1),
+        training=replace(preset.training, max_steps=2, batch_size=4),
+    )
+    seen = vocabulary.positions("seen")
+    rows = Rows(folder, "all", seen)
+    recogniser = Recogniser.start(load_backbone(config.backbone), config)
+    before = {key: value.clone() for key, value in recogniser.state_dict().items()}
+    labels_CD = embed_vocabulary(recogniser.backbone, vocabulary.subset("seen"), config.backbone.prompt_templates)
+    told_of: list[dict[str, float]] = []
+    fit(
+        TrainingState.start(recogniser, config, len(rows), len(seen)),
+        Task(labels_CD=labels_CD, positions=seen, steps_per_epoch=2),
+        lambda epoch: epoch_batches(
+            rows,
+            rows.order(0, epoch),
+            4,
+            Slice(),
+            lambda numbers: picture_batch(rows, numbers, 48, config.training.augment, (0, epoch)),
+        ),
+        lambda recogniser: {},
+        lambda metrics, state: None,
+        config,
+        on_step=lambda step, metrics: told_of.append(metrics),
+    )
+    assert len(told_of) == 2
+    assert all(np.isfinite(metrics["loss"]) for metrics in told_of)
+    moved = [key for key, value in recogniser.state_dict().items() if not torch.equal(value, before[key])]
+    assert any(key.startswith("head.") for key in moved)
+    assert any("resblocks.1" in key for key in moved)
+    assert not any("resblocks.0" in key for key in moved)
 
 
 def test_the_published_recipe() -> None:
