@@ -92,8 +92,12 @@ class ScoringConfig:
     """Learns a scale and a bias on the scores before the loss. [M]"""
     initial_scale: float = 1.0
     """What the learned scale starts from."""
+    local_candidates: int | None = None
+    """Outside training, labels of each image that the local branch is asked for, those with the best global scores;
+    None asks for all. Keeps what an image costs from growing with the vocabulary."""
 
     def __post_init__(self) -> None:
+        _require_candidates(self.local_candidates, "scoring.local_candidates")
         _require(self.patches_kept >= 1, "scoring.patches_kept", self.patches_kept, "1 or more")
         _require(self.initial_scale > 0, "scoring.initial_scale", self.initial_scale, "above 0")
 
@@ -290,8 +294,11 @@ class EvaluateConfig:
     """Folder to write metrics.json and report.html to."""
     compare: tuple[str, ...] = ()
     """NAME=URI of further checkpoints, a row of the table each."""
+    local_candidates: int | None = None
+    """As scoring.local_candidates, for --checkpoint; None is how it was trained."""
 
     def __post_init__(self) -> None:
+        _require_candidates(self.local_candidates, "local_candidates")
         for item in self.compare:
             _require(all(item.partition("=")), "compare", item, "NAME=URI")
 
@@ -310,11 +317,14 @@ class TagConfig:
     """Label file to ask with, see vocabulary.Vocabulary.parse; None takes the checkpoint's labels, seen and unseen."""
     top_k: int = 5
     """Tags for each picture."""
+    local_candidates: int | None = None
+    """As scoring.local_candidates, for a large vocabulary; None is how the checkpoint was trained."""
     rows_per_part: int = 1000
     """Pictures per output file."""
 
     def __post_init__(self) -> None:
         _require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
+        _require_candidates(self.local_candidates, "local_candidates")
         _require(self.rows_per_part >= 1, "rows_per_part", self.rows_per_part, "1 or more")
 
 
@@ -395,3 +405,7 @@ def _checked(hint: Any, value: Any, where: str, key: str) -> Any:
 def _require(holds: bool, key: str, found: object, expected: str) -> None:
     if not holds:
         raise ConfigError(f"{key} is {found!r}; expected {expected}")
+
+
+def _require_candidates(count: int | None, key: str) -> None:
+    _require(count is None or count >= 1, key, count, "1 or more, or None")

@@ -143,7 +143,7 @@ def clip_scores(tagger: Tagger, tokens_BNW: Tensor, vocabulary: Vocabulary, *, l
     if not local:
         return global_BC.cpu().numpy()
     local_BC = scoring.local_scores(patches_BPD, labels_CD, tagger.checkpoint.config.scoring.patches_kept)
-    return scoring.combine(local_BC, global_BC).cpu().numpy()
+    return scoring.combine(scoring.over_labels(local_BC), scoring.over_labels(global_BC)).cpu().numpy()
 
 
 def check_vocabulary(folder: ShardFolder, vocabulary: Vocabulary, checkpoint_uri: str) -> None:

@@ -49,9 +49,15 @@ class Tagger:
         self._embedded: dict[str, Tensor] = {}
 
     @classmethod
-    def load(cls, uri: str, device: str = "cpu") -> Tagger:
-        """From the --out of train.py or a checkpoint folder, local or s3://."""
-        return cls(load_checkpoint(uri), device)
+    def load(cls, uri: str, device: str = "cpu", local_candidates: int | None = None) -> Tagger:
+        """From the --out of train.py or a checkpoint folder, local or s3://.
+
+        `local_candidates` takes the place of the checkpoint's own `scoring.local_candidates`.
+        """
+        tagger = cls(load_checkpoint(uri), device)
+        if local_candidates is not None:
+            tagger.recogniser.head.local_candidates = local_candidates
+        return tagger
 
     @property
     def vocabulary(self) -> Vocabulary:

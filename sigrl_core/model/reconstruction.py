@@ -148,16 +148,17 @@ class SemanticDecoupling(nn.Module):
         super().__init__()
         self.coef = nn.Linear(dim, dim)
 
-    def forward(self, patches_BPD: Float[Tensor, "B P D"], labels_CD: Float[Tensor, "C D"]) -> Float[Tensor, "B C D"]:
-        return pooled_coefficients(patches_BPD, labels_CD, self.coef)
+    def forward(self, patches_BPD: Float[Tensor, "B P D"], labels: Float[Tensor, "*B C D"]) -> Float[Tensor, "B C D"]:
+        """`labels` are [C, D], the same for every image, or [B, C, D]."""
+        return pooled_coefficients(patches_BPD, labels, self.coef)
 
 
-def mix_channels(semantic_BCD: Float[Tensor, "B C D"], labels_CD: Float[Tensor, "C D"]) -> Float[Tensor, "B C D"]:
+def mix_channels(semantic_BCD: Float[Tensor, "B C D"], labels: Float[Tensor, "*B C D"]) -> Float[Tensor, "B C D"]:
     """O = S M with M = row_normalise(ReLU(S^T T)), the channels of an image that its labels tie together.
 
     The authors also divide by two norms before the ReLU; the normalisation of the rows cancels them.
     """
-    mixing_BDD = F.normalize(F.relu(semantic_BCD.transpose(1, 2) @ labels_CD), dim=-1)
+    mixing_BDD = F.normalize(F.relu(semantic_BCD.transpose(1, 2) @ labels), dim=-1)
     return semantic_BCD @ mixing_BDD
 
 
@@ -180,14 +181,14 @@ class Reconstruction(nn.Module):
         self,
         patches_BPD: Float[Tensor, "B P D"],
         mixed_BCD: Float[Tensor, "B C D"],
-        graph_CD: Float[Tensor, "C D"],
+        graph: Float[Tensor, "*B C D"],
     ) -> Float[Tensor, "B P D"]:
         if self.config.unit_rms:
-            mixed_BCD, graph_CD = (F.normalize(x, dim=-1) * x.shape[-1] ** 0.5 for x in (mixed_BCD, graph_CD))
+            mixed_BCD, graph = (F.normalize(x, dim=-1) * x.shape[-1] ** 0.5 for x in (mixed_BCD, graph))
         # The graph is the same for every image: each half of U by itself, nothing concatenated.
         for_mixed_DD, for_graph_DD = self.fuse.weight.chunk(2, dim=1)
-        queries_BCD = F.linear(mixed_BCD, for_mixed_DD) + F.linear(graph_CD, for_graph_DD)
+        queries_BCD = F.linear(mixed_BCD, for_mixed_DD) + F.linear(graph, for_graph_DD)
         weight_BPD = summed_coefficients(patches_BPD, queries_BCD, self.coef)
         if self.config.residual:
-            return patches_BPD + patches_BPD * weight_BPD * (patches_BPD.shape[1] / len(graph_CD))
+            return patches_BPD + patches_BPD * weight_BPD * (patches_BPD.shape[1] / graph.shape[-2])
         return patches_BPD * weight_BPD

@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 def local_scores(
-    patches_BPD: Float[Tensor, "B P D"], labels_CD: Float[Tensor, "C D"], patches_kept: int
+    patches_BPD: Float[Tensor, "B P D"], labels: Float[Tensor, "*B C D"], patches_kept: int
 ) -> Float[Tensor, "B C"]:
     """Mean over the K = `patches_kept` patches (all of them where P < K) that fit a label best; not yet normalised.
 
     Ranks labels, is no probability; reconstructed patches make it depend on every label asked.
     """
-    with torch.autocast(labels_CD.device.type, enabled=False):
-        fit_BCP = labels_CD @ patches_BPD.to(labels_CD.dtype).transpose(1, 2)
+    with torch.autocast(labels.device.type, enabled=False):
+        fit_BCP = labels @ patches_BPD.to(labels.dtype).transpose(1, 2)
     kept = min(patches_kept, fit_BCP.shape[-1])
     return fit_BCP.topk(kept, dim=-1, sorted=False).values.mean(-1)
 
@@ -41,8 +41,8 @@ def over_labels(scores_BC: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
 
 
 def combine(local_BC: Float[Tensor, "B C"], global_BC: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-    """(local / ||local|| + global / ||global||) / 2, norms over the labels: in [-1, 1], ranks, is no probability.
+    """(local + global) / 2 of scores that `over_labels` has normalised: in [-1, 1], ranks, is no probability.
 
     The whole vocabulary asked is in both norms: the same label scores differently in another company.
     """
-    return (over_labels(local_BC) + over_labels(global_BC)) / 2
+    return (local_BC + global_BC) / 2

@@ -18,7 +18,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
@@ -51,7 +51,7 @@ class SigRL(nn.Module):
         self, dim: int, graph: GraphConfig, reconstruction: ReconstructionConfig, scoring: ScoringConfig
     ) -> None:
         super().__init__()
-        self.patches_kept = scoring.patches_kept
+        self.patches_kept, self.local_candidates = scoring.patches_kept, scoring.local_candidates
         self.reconstructs, self.learns_scale = reconstruction.enabled, scoring.learn_scale
         if self.reconstructs:
             self.semantic = SemanticDecoupling(dim)
@@ -68,17 +68,41 @@ class SigRL(nn.Module):
         labels_CD: Float[Tensor, "C D"],
     ) -> Scores:
         """`labels_CD` are L2-normalised text embeddings; patches and class token come as the backbone gives them."""
-        if self.reconstructs:
-            patches_BPD = self.reconstruct(patches_BPD, labels_CD)
-        local_BC = scoring.local_scores(patches_BPD, labels_CD, self.patches_kept)
         global_BC = scoring.global_scores(glob_BD, labels_CD)
+        candidates = None if self.training else self.local_candidates
+        if candidates is not None and candidates < len(labels_CD):
+            local_BC = self._local_of_candidates(patches_BPD, global_BC.topk(candidates).indices, labels_CD)
+        else:
+            graph_CD = self.graph(labels_CD) if self.reconstructs else labels_CD
+            local_BC = self._local(patches_BPD, labels_CD, graph_CD)
+        global_BC = scoring.over_labels(global_BC)
         scores_BC = scoring.combine(local_BC, global_BC)
         logits_BC = scores_BC * self.log_scale.exp() + self.bias if self.learns_scale else scores_BC
-        return Scores(scores_BC, scoring.over_labels(local_BC), scoring.over_labels(global_BC), logits_BC)
+        return Scores(scores_BC, local_BC, global_BC, logits_BC)
+
+    def _local(
+        self, patches_BPD: Float[Tensor, "B P D"], labels: Float[Tensor, "*B C D"], graph: Float[Tensor, "*B C D"]
+    ) -> Float[Tensor, "B C"]:
+        """Local scores over their norm; labels and graph the same for all images, or each image its own."""
+        if self.reconstructs:
+            patches_BPD = self._reconstruct(patches_BPD, labels, graph)
+        return scoring.over_labels(scoring.local_scores(patches_BPD, labels, self.patches_kept))
+
+    def _local_of_candidates(
+        self, patches_BPD: Float[Tensor, "B P D"], chosen_BK: Int64[Tensor, "B K"], labels_CD: Float[Tensor, "C D"]
+    ) -> Float[Tensor, "B C"]:
+        """Local scores of each image's candidates alone; every other label gets the lowest of them."""
+        graph_CD = self.graph(labels_CD) if self.reconstructs else labels_CD
+        local_BK = self._local(patches_BPD, labels_CD[chosen_BK], graph_CD[chosen_BK])
+        lowest_BC = local_BK.amin(1, keepdim=True).expand(-1, len(labels_CD))
+        return lowest_BC.scatter(1, chosen_BK, local_BK)
 
     def reconstruct(
         self, patches_BPD: Float[Tensor, "B P D"], labels_CD: Float[Tensor, "C D"]
     ) -> Float[Tensor, "B P D"]:
         """R, the patches as all labels together rebuild them."""
-        mixed_BCD = mix_channels(self.semantic(patches_BPD, labels_CD), labels_CD)
-        return self.reconstruction(patches_BPD, mixed_BCD, self.graph(labels_CD))
+        return self._reconstruct(patches_BPD, labels_CD, self.graph(labels_CD))
+
+    def _reconstruct(self, patches_BPD: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
+        mixed_BCD = mix_channels(self.semantic(patches_BPD, labels), labels)
+        return self.reconstruction(patches_BPD, mixed_BCD, graph)

@@ -63,6 +63,7 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         "model": sha256_of(storage.read_bytes(storage.join(checkpoint.uri, "manifest.json"))),
         "vocabulary": vocabulary.hash,
         "top_k": config.top_k,
+        "local_candidates": config.local_candidates,
         "rows_per_part": config.rows_per_part,
     }
     _agree_on_plan(out, plan)
@@ -70,7 +71,8 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
     if storage.exists(where):
         return storage.read_json(where)
     connect()
-    make_work = partial(_worker, storage.absolute(config.checkpoint), vocabulary, config.top_k, images, out, uris)
+    model = (storage.absolute(config.checkpoint), config.local_candidates)
+    make_work = partial(_worker, model, vocabulary, config.top_k, images, out, uris)
     commits = storage.join(out, _WORK, "commits")
     run_parts(parts, make_work, commits, label="tag", actors=True, workers=min(workers, len(parts)))
     return _finish(out, plan, parts, commits)
@@ -82,8 +84,11 @@ def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
         raise StorageError(f"{out}: was started with another {what}; delete the folder or choose another --out")
 
 
-def _worker(checkpoint: str, vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]) -> Work:
-    tagger = Tagger.load(checkpoint)
+def _worker(
+    model: tuple[str, int | None], vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]
+) -> Work:
+    checkpoint, local_candidates = model
+    tagger = Tagger.load(checkpoint, local_candidates=local_candidates)
     return partial(_tag_part, tagger, vocabulary, top_k, images, out, uris)
 
 

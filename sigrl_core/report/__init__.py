@@ -27,7 +27,7 @@ def evaluate_to_report(config: EvaluateConfig) -> dict[str, Any]:
         StorageError: `config.out` cannot be written.
     """
     folder = ShardFolder.open(config.data)
-    tagger = Tagger.load(config.checkpoint)
+    tagger = Tagger.load(config.checkpoint, local_candidates=config.local_candidates)
     named = (item.partition("=") for item in config.compare)
     compare = {name: Tagger.load(uri) for name, _, uri in named}
     with progress_line("evaluate", folder.num_rows, unit="pictures") as advance:

@@ -148,7 +148,7 @@ def test_the_published_recipe() -> None:
             "residual": False,
         },
         "reconstruction": {"enabled": True, "residual": False, "unit_rms": False},
-        "scoring": {"patches_kept": 16, "learn_scale": False, "initial_scale": 1.0},
+        "scoring": {"patches_kept": 16, "learn_scale": False, "initial_scale": 1.0, "local_candidates": None},
         "loss": {**dataclasses.asdict(LossConfig()), "kind": "ranking", "distillation": 1.0},
         "optim": {
             "lr": 1e-4,
