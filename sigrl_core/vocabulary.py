@@ -81,13 +81,10 @@ class Vocabulary:
         return hashlib.sha256(json.dumps(self.to_rows(), ensure_ascii=False).encode()).hexdigest()
 
     def to_rows(self) -> list[dict]:
+        """One object a label; without synonyms no key for them, so that older vocabularies keep their hash."""
         return [
-            {
-                "label": label.name,
-                "split": label.split,
-                "prompts": list(label.prompts),
-                "synonyms": list(label.synonyms),
-            }
+            {"label": label.name, "split": label.split, "prompts": list(label.prompts)}
+            | ({"synonyms": list(label.synonyms)} if label.synonyms else {})
             for label in self.labels
         ]
 
