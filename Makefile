@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## the whole chain on the built-in corpus: table, runs/quickstart/report.html
 	$(BIN)/python pipelines/quickstart.py --out runs/quickstart
 
-test: $(STAMP) ## every test that needs no GPU, three files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## every test that needs no GPU, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

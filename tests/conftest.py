@@ -195,10 +195,10 @@ def tagger_of(vocabulary: Vocabulary, reconstructs: bool = True, seed: int = 0) 
     return Tagger(Checkpoint(uri="runs/a & b", recogniser=recogniser, config=config, vocabulary=vocabulary, metrics={}))
 
 
-# ---- tiers: every test belongs to one, long ones first so that all processes end together, each with a budget ----
+# ---- tiers: every test belongs to one, long ones first so that both processes end together, each with a budget ----
 
 TIER_BUDGET_S = {"unit": 480, "parity": 180, "ray": 900, "e2e": 1200, "browser": 180}
-"""What the tests of a tier may take together, three at a time on two shared cores; several times what they do take."""
+"""What the tests of a tier may take together, two at a time on two shared cores; several times what they do take."""
 
 _tier_seconds = dict.fromkeys(TIER_BUDGET_S, 0.0)
 
