@@ -108,7 +108,7 @@ def bce(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) 
 
     On single positives with all true absences put in it is IUN, the upper bound of Cole et al.
     """
-    return _average(logits_BC, known, batch, unknown=None)
+    return _average(logits_BC.sigmoid(), known, batch, unknown=None)
 
 
 def focal(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
@@ -131,26 +131,27 @@ def asymmetric(logits_BC: Tensor, known: Known, config: LossConfig, batch: Whole
 
 def assume_negative(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
     """AN: unknown counts as absent."""
-    return _average(logits_BC, known, batch, unknown=surprise(1 - logits_BC.sigmoid()))
+    p_BC = logits_BC.sigmoid()
+    return _average(p_BC, known, batch, unknown=surprise(1 - p_BC))
 
 
 def assume_negative_smoothed(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
     """AN-LS: AN with a share e = `label_smoothing` of every target given to its opposite."""
     p_BC, e = logits_BC.sigmoid(), config.label_smoothing
-    present_BC = (1 - e) * surprise(p_BC) + e * surprise(1 - p_BC)
-    absent_BC = (1 - e) * surprise(1 - p_BC) + e * surprise(p_BC)
+    present_BC, absent_BC = _cross_entropy(1 - e, p_BC), _cross_entropy(e, p_BC)
     return batch.mean(_where(known.states_BC, present_BC, absent_BC, absent_BC).mean(1))
 
 
 def weak_assume_negative(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
     """WAN: AN with what unknown labels give divided by C - 1."""
-    others = max(1, logits_BC.shape[1] - 1)
-    return _average(logits_BC, known, batch, unknown=surprise(1 - logits_BC.sigmoid()) / others)
+    p_BC, others = logits_BC.sigmoid(), max(1, logits_BC.shape[1] - 1)
+    return _average(p_BC, known, batch, unknown=surprise(1 - p_BC) / others)
 
 
 def expected_positives(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
     """EPR: nothing where unknown, plus ((mean over the batch of sum_c p) - k)^2 / C^2, k = `expected_positives`."""
-    return _average(logits_BC, known, batch, unknown=None) + _surplus(logits_BC.sigmoid(), config, batch)
+    p_BC = logits_BC.sigmoid()
+    return _average(p_BC, known, batch, unknown=None) + _surplus(p_BC, config, batch)
 
 
 def role(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
@@ -164,9 +165,8 @@ def role(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch)
 
 def _taught(pupil_BC: Tensor, teacher_BC: Tensor, known: Known) -> Tensor:
     """What is observed, and the teacher's opinion of every label."""
-    t_BC = teacher_BC.detach()
-    opinion_BC = t_BC * surprise(pupil_BC) + (1 - t_BC) * surprise(1 - pupil_BC)
-    return _where(known.states_BC, surprise(pupil_BC), surprise(1 - pupil_BC), None) + opinion_BC
+    observed_BC = _where(known.states_BC, surprise(pupil_BC), surprise(1 - pupil_BC), None)
+    return observed_BC + _cross_entropy(teacher_BC.detach(), pupil_BC)
 
 
 def _surplus(p_BC: Tensor, config: LossConfig, batch: WholeBatch) -> Tensor:
@@ -175,7 +175,8 @@ def _surplus(p_BC: Tensor, config: LossConfig, batch: WholeBatch) -> Tensor:
 
 def entropy_maximisation(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
     """EM: unknown labels are kept undecided, -alpha times their entropy."""
-    return _average(logits_BC, known, batch, unknown=_undecided(logits_BC.sigmoid(), config))
+    p_BC = logits_BC.sigmoid()
+    return _average(p_BC, known, batch, unknown=_undecided(p_BC, config))
 
 
 def entropy_with_soft_labels(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
@@ -183,19 +184,17 @@ def entropy_with_soft_labels(logits_BC: Tensor, known: Known, config: LossConfig
     if known.soft_BC is None:
         raise ConfigError("loss.kind em_apl: no soft labels were given; train.py makes them between epochs")
     p_BC, assigned_BC = logits_BC.sigmoid(), ~known.soft_BC.isnan()
-    s_BC = known.soft_BC.nan_to_num()
-    soft_BC = config.soft_weight * (s_BC * surprise(p_BC) + (1 - s_BC) * surprise(1 - p_BC))
-    return _average(logits_BC, known, batch, unknown=torch.where(assigned_BC, soft_BC, _undecided(p_BC, config)))
+    soft_BC = config.soft_weight * _cross_entropy(known.soft_BC.nan_to_num(), p_BC)
+    return _average(p_BC, known, batch, unknown=torch.where(assigned_BC, soft_BC, _undecided(p_BC, config)))
 
 
 def entropy_with_pseudo_labels(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
     """EM+PL (VLPL): EM, and `pseudo_weight` [0.9 n(p) + 0.1 n(1-p)] for unknown labels that CLIP takes for present."""
     if known.pseudo_BC is None:
         raise ConfigError("loss.kind em_pl: no pseudo-labels were given; train.py takes them from the original CLIP")
-    p_BC, e = logits_BC.sigmoid(), config.label_smoothing
-    positive_BC = config.pseudo_weight * ((1 - e) * surprise(p_BC) + e * surprise(1 - p_BC))
-    undecided_BC = _undecided(p_BC, config)
-    return _average(logits_BC, known, batch, unknown=torch.where(known.pseudo_BC, positive_BC, undecided_BC))
+    p_BC = logits_BC.sigmoid()
+    positive_BC = config.pseudo_weight * _cross_entropy(1 - config.label_smoothing, p_BC)
+    return _average(p_BC, known, batch, unknown=torch.where(known.pseudo_BC, positive_BC, _undecided(p_BC, config)))
 
 
 def pseudo_positives(cosine_BC: Float[Tensor, "B C"], config: LossConfig) -> Bool[Tensor, "B C"]:
@@ -205,14 +204,15 @@ def pseudo_positives(cosine_BC: Float[Tensor, "B C"], config: LossConfig) -> Boo
 
 def large_loss_rejection(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:
     """LL-R: AN, without the unknown labels of the batch that cost most; after each epoch `rejection` more of them."""
-    assumed_BC = surprise(1 - logits_BC.sigmoid())
+    p_BC = logits_BC.sigmoid()
+    assumed_BC = surprise(1 - p_BC)
     unknown_BC = known.states_BC == 0
     everyone = batch.gather(assumed_BC.masked_fill(~unknown_BC, -torch.inf)).flatten()
     rejected = int(min(1.0, config.rejection * known.epoch) * int((everyone > -torch.inf).sum()))
     if rejected:
         smallest = everyone.topk(rejected).values[-1]
         assumed_BC = assumed_BC.masked_fill(assumed_BC >= smallest, 0)
-    return _average(logits_BC, known, batch, unknown=assumed_BC)
+    return _average(p_BC, known, batch, unknown=assumed_BC)
 
 
 # ---- what they share ----
@@ -223,8 +223,13 @@ def surprise(probability: Tensor) -> Tensor:
     return -(probability + EPSILON).log()
 
 
+def _cross_entropy(target: Tensor | float, p_BC: Tensor) -> Tensor:
+    """target n(p) + (1 - target) n(1 - p)."""
+    return target * surprise(p_BC) + (1 - target) * surprise(1 - p_BC)
+
+
 def _undecided(p_BC: Tensor, config: LossConfig) -> Tensor:
-    return -config.entropy_weight * (p_BC * surprise(p_BC) + (1 - p_BC) * surprise(1 - p_BC))
+    return -config.entropy_weight * _cross_entropy(p_BC, p_BC)
 
 
 def _where(states_BC: Tensor, present_BC: Tensor, absent_BC: Tensor, unknown_BC: Tensor | None) -> Tensor:
@@ -232,8 +237,7 @@ def _where(states_BC: Tensor, present_BC: Tensor, absent_BC: Tensor, unknown_BC:
     return torch.where(states_BC > 0, present_BC, torch.where(states_BC < 0, absent_BC, rest_BC))
 
 
-def _average(logits_BC: Tensor, known: Known, batch: WholeBatch, unknown: Tensor | None) -> Tensor:
-    p_BC = logits_BC.sigmoid()
+def _average(p_BC: Tensor, known: Known, batch: WholeBatch, unknown: Tensor | None) -> Tensor:
     return batch.mean(_where(known.states_BC, surprise(p_BC), surprise(1 - p_BC), unknown).mean(1))
 
 

@@ -18,7 +18,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
@@ -69,11 +69,14 @@ class SigRL(nn.Module):
     ) -> Scores:
         """`labels_CD` are L2-normalised text embeddings; patches and class token come as the backbone gives them."""
         global_BC = scoring.global_scores(glob_BD, labels_CD)
+        graph_CD = self.graph(labels_CD) if self.reconstructs else labels_CD
         candidates = None if self.training else self.local_candidates
         if candidates is not None and candidates < len(labels_CD):
-            local_BC = self._local_of_candidates(patches_BPD, global_BC.topk(candidates).indices, labels_CD)
+            chosen_BK = global_BC.topk(candidates).indices
+            local_BK = self._local(patches_BPD, labels_CD[chosen_BK], graph_CD[chosen_BK])
+            # every other label gets the lowest local score of its image's candidates
+            local_BC = local_BK.amin(1, keepdim=True).expand_as(global_BC).scatter(1, chosen_BK, local_BK)
         else:
-            graph_CD = self.graph(labels_CD) if self.reconstructs else labels_CD
             local_BC = self._local(patches_BPD, labels_CD, graph_CD)
         global_BC = scoring.over_labels(global_BC)
         scores_BC = scoring.combine(local_BC, global_BC)
@@ -87,15 +90,6 @@ class SigRL(nn.Module):
         if self.reconstructs:
             patches_BPD = self._reconstruct(patches_BPD, labels, graph)
         return scoring.over_labels(scoring.local_scores(patches_BPD, labels, self.patches_kept))
-
-    def _local_of_candidates(
-        self, patches_BPD: Float[Tensor, "B P D"], chosen_BK: Int64[Tensor, "B K"], labels_CD: Float[Tensor, "C D"]
-    ) -> Float[Tensor, "B C"]:
-        """Local scores of each image's candidates alone; every other label gets the lowest of them."""
-        graph_CD = self.graph(labels_CD) if self.reconstructs else labels_CD
-        local_BK = self._local(patches_BPD, labels_CD[chosen_BK], graph_CD[chosen_BK])
-        lowest_BC = local_BK.amin(1, keepdim=True).expand(-1, len(labels_CD))
-        return lowest_BC.scatter(1, chosen_BK, local_BK)
 
     def reconstruct(
         self, patches_BPD: Float[Tensor, "B P D"], labels_CD: Float[Tensor, "C D"]
