@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -71,8 +72,8 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
     if storage.exists(where):
         return storage.read_json(where)
     connect()
-    model = (storage.absolute(config.checkpoint), config.local_candidates)
-    make_work = partial(_worker, model, vocabulary, config.top_k, images, out, uris)
+    load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
+    make_work = partial(_worker, load, vocabulary, config.top_k, images, out, uris)
     commits = storage.join(out, _WORK, "commits")
     run_parts(parts, make_work, commits, label="tag", actors=True, workers=min(workers, len(parts)))
     return _finish(out, plan, parts, commits)
@@ -85,10 +86,9 @@ def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
 
 
 def _worker(
-    model: tuple[str, int | None], vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]
+    load: Callable[[], Tagger], vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]
 ) -> Work:
-    checkpoint, local_candidates = model
-    tagger = Tagger.load(checkpoint, local_candidates=local_candidates)
+    tagger = load()
     return partial(_tag_part, tagger, vocabulary, top_k, images, out, uris)
 
 
