@@ -87,6 +87,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self._row_of)
 
+    def label_states(self) -> Iterator[np.ndarray]:
+        """int8 label states of all rows [N,C], one shard at a time."""
+        for shard, rows in enumerate(self._of_shard):
+            table = self.folder.read_shard(shard, ["label_states"])
+            yield decode_states(table["label_states"], len(self.folder.vocabulary))[rows]
+
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Row numbers in the order of one epoch: shards shuffled, then rows within each window of shards."""
         rng = np.random.default_rng([seed, epoch])

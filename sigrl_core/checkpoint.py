@@ -5,6 +5,7 @@
     backbone.json         how to build the CLIP architecture
     config.json           the RunConfig
     vocabulary.json       the labels it was trained with, seen and unseen
+    label_edges.json      edges between labels, for label graphs that use such
     metrics.json          what training measured
 
 The small CLIP of the built-in corpus lies in the same kind of folder, without a head (kind `clip`).
@@ -30,6 +31,7 @@ from torch import Tensor
 from sigrl_core import __version__, storage
 from sigrl_core.config import RunConfig, from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
+from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_memory import LabelMemory
 from sigrl_core.model.backbone import (
     DESCRIPTION_FILE,
@@ -46,6 +48,7 @@ from sigrl_core.vocabulary import Vocabulary
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.json"
+EDGES_FILE = "label_edges.json"
 Kind = Literal["sigrl", "clip"]
 
 
@@ -56,20 +59,24 @@ class Checkpoint:
     uri: str
     recogniser: Recogniser
     config: RunConfig
-    vocabulary: Vocabulary
     metrics: dict[str, Any]
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The labels it was trained with, seen and unseen."""
+        return self.recogniser.vocabulary
 
-def save_checkpoint(
-    folder: str | Path, recogniser: Recogniser, config: RunConfig, vocabulary: Vocabulary, metrics: dict[str, Any]
-) -> None:
+
+def save_checkpoint(folder: str | Path, recogniser: Recogniser, config: RunConfig, metrics: dict[str, Any]) -> None:
     """Writes a checkpoint into a new local folder; the manifest last, so that half of one is never taken for one."""
     files = {
         "config.json": to_json(config),
-        "vocabulary.json": vocabulary.to_json(),
+        "vocabulary.json": recogniser.vocabulary.to_json(),
         METRICS_FILE: _metrics_json(metrics),
     }
-    _write(Path(folder), "sigrl", recogniser.backbone, recogniser.state_dict(), files, vocabulary.hash)
+    if recogniser.edges is not None:
+        files[EDGES_FILE] = recogniser.edges.to_json()
+    _write(Path(folder), "sigrl", recogniser.backbone, recogniser.state_dict(), files, recogniser.vocabulary.hash)
 
 
 def save_clip(folder: str | Path, backbone: Backbone) -> None:
@@ -148,14 +155,17 @@ def load_checkpoint(uri: str) -> Checkpoint:
             )
             description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
             backbone = backbone_from_description(description, config.backbone.frozen_blocks)
-            recogniser = Recogniser(backbone, backbone.teacher(), config)
+            edges = None
+            if (folder / EDGES_FILE).is_file():
+                edges = LabelEdges.parse((folder / EDGES_FILE).read_text(encoding="utf-8"), f"{where}/{EDGES_FILE}")
+            recogniser = Recogniser(backbone, backbone.teacher(), config, vocabulary, edges)
             recogniser.load_state_dict(load_file(folder / WEIGHTS_FILE))
             metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
             raise CheckpointError(
                 f"{where}: cannot be loaded ({error}); train again or copy the folder again"
             ) from error
-    return Checkpoint(uri=where, recogniser=recogniser.eval(), config=config, vocabulary=vocabulary, metrics=metrics)
+    return Checkpoint(uri=where, recogniser=recogniser.eval(), config=config, metrics=metrics)
 
 
 def load_clip(folder: str | Path) -> Backbone:

@@ -3,7 +3,7 @@
 `RunConfig` is the experiment and goes into the checkpoint; `ScaleConfig` is where it runs and does not.
 Sources: [S] arXiv 2504.03801 (SigRL); [M] measured here, docs/LOG.md; [C] Cole et al. CVPR 2021; [Z] Zhou et al.
 ECCV 2022; [V] Xing et al. CVPR-W 2024 (VLPL); [K] Kim et al. CVPR 2022; [L] Lin et al. ICCV 2017; [R] Ridnik et al.
-ICCV 2021.
+ICCV 2021; [G] Chen et al. CVPR 2019 (ML-GCN).
 """
 
 from __future__ import annotations
@@ -46,11 +46,18 @@ class BackboneConfig:
 class GraphConfig:
     """GMC, the label graph."""
 
-    kind: Literal["complete", "nearest", "none"] = "complete"
-    """`complete`: every label hears every label [S]; `nearest`: those with the nearest text embeddings; `none`: labels
-    pass unchanged (ablation)."""
+    kind: Literal["complete", "nearest", "cooccurrence", "listed", "none"] = "complete"
+    """`complete`: every label hears every label [S]; `nearest`: those with the nearest text embeddings; `cooccurrence`:
+    those that training data shows with it [G]; `listed`: as `edges` says; `none`: labels pass unchanged (ablation).
+    Labels without known edges, such as unseen ones, hear as in `nearest`."""
     neighbours: int = 8
-    """Labels that a label hears besides itself (nearest)."""
+    """Labels that a label hears besides itself (nearest, and where no edges are known)."""
+    edges: str | None = None
+    """Local file of edges, see label_edges.LabelEdges (listed)."""
+    threshold: float = 0.4
+    """Least P(j | i) for label i to hear label j (cooccurrence). [G]"""
+    others: float = 0.2
+    """What all others together weigh that a label hears, itself weighs the rest (cooccurrence). [G]"""
     layers: int = 2
     """GATv2 layers; the last has one head. [S]"""
     hidden: int = 128
@@ -60,8 +67,18 @@ class GraphConfig:
     """On the inputs, on the attention and between the layers. [S]"""
     residual: bool = False
     """Adds the label embeddings to the graph's output."""
+    propagation: bool = False
+    """Scores too travel between the labels trained on, along edges that are learned. [M]"""
 
     def __post_init__(self) -> None:
+        _require(
+            (self.kind == "listed") == (self.edges is not None),
+            "graph.edges",
+            self.edges,
+            "a file with graph.kind = listed, and None with every other",
+        )
+        for name in ("threshold", "others"):
+            _require(0 < getattr(self, name) < 1, f"graph.{name}", getattr(self, name), "in (0, 1)")
         for name in ("neighbours", "layers", "heads"):
             _require(getattr(self, name) >= 1, f"graph.{name}", getattr(self, name), "1 or more")
         _require(
@@ -342,6 +359,8 @@ class QuickstartConfig:
     clip_epochs: int = 3
     epochs: int = 6
     """Of SigRL; the baseline, which takes a tenth of the time, has twice as many."""
+    structure: Literal["loose", "strong"] = "loose"
+    """How strictly the pictures keep to six kinds of scene, and so how much labels tell of each other."""
     seed: int = 0
     """Of the pictures, the small CLIP and the heads."""
     workers: int = 1

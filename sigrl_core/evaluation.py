@@ -23,6 +23,7 @@ from sigrl_core.batches import Batch, Rows, Slice, epoch_batches, picture_batch
 from sigrl_core.errors import CheckpointError, ShardError
 from sigrl_core.metrics import average_precision, mean_average_precision, precision_recall_f1_at_k
 from sigrl_core.model import scoring
+from sigrl_core.model.asked import Asked
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.records import ShardFolder
 from sigrl_core.tagger import Tagger
@@ -137,7 +138,7 @@ def asked_vocabulary(vocabulary: Vocabulary, protocol: str) -> Vocabulary:
 @torch.no_grad()
 def clip_scores(tagger: Tagger, tokens_BNW: Tensor, vocabulary: Vocabulary, *, local: bool) -> np.ndarray:
     """Zero-shot CLIP, before any training: cosine of class token and text, or that and the best patches combined."""
-    labels_CD = tagger.embed(vocabulary)
+    labels_CD = tagger.ask(vocabulary).labels_CD
     glob_BD, patches_BPD = tagger.recogniser.teacher(tokens_BNW)
     global_BC = scoring.global_scores(torch.nn.functional.normalize(glob_BD, dim=-1), labels_CD)
     if not local:
@@ -164,14 +165,14 @@ def batches_of(rows: Rows, size: int) -> Iterable[Batch]:
 
 
 def validate(
-    recogniser: Recogniser, batches: Iterable[Batch], labels_CD: Tensor, positions: Sequence[int]
+    recogniser: Recogniser, batches: Iterable[Batch], asked: Asked, positions: Sequence[int]
 ) -> dict[str, float]:
     """mAP over the seen labels during training; each worker scores its rows, all of them count once."""
     mine: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.no_grad():
         for batch in batches:
             keep = batch.weight_B.numpy() > 0
-            scores_BC = recogniser(tokens_of(recogniser, batch), labels_CD).scores.scores_BC
+            scores_BC = recogniser(tokens_of(recogniser, batch), asked).scores.scores_BC
             mine.append((scores_BC.float().cpu().numpy()[keep], batch.states_BC.numpy()[keep][:, list(positions)]))
     pairs = list(itertools.chain.from_iterable(gather_rows(mine)))
     if not pairs:

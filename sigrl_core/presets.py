@@ -102,7 +102,7 @@ images.
 
 QUICKSTART = RunConfig(
     backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2, prompt_templates=("a {}",)),
-    graph=GraphConfig(hidden=64, heads=4, residual=True),
+    graph=GraphConfig(hidden=64, heads=4, residual=True, propagation=True),
     reconstruction=ReconstructionConfig(residual=True, unit_rms=True),
     scoring=ScoringConfig(patches_kept=8, learn_scale=True, initial_scale=20.0),
     loss=LossConfig(distillation=0.3),
@@ -120,6 +120,7 @@ higher (docs/LOG.md).
 
 QUICKSTART_MKT = replace(
     QUICKSTART,
+    graph=GraphConfig(kind="none"),
     reconstruction=ReconstructionConfig(enabled=False),
     training=replace(QUICKSTART.training, epochs=2 * QUICKSTART.training.epochs),
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from sigrl_core import images
 from sigrl_core.checkpoint import Checkpoint, load_checkpoint
 from sigrl_core.errors import ImageError
-from sigrl_core.model.backbone import Backbone
+from sigrl_core.model.asked import Asked
 from sigrl_core.vocabulary import Vocabulary
 
 
@@ -46,7 +46,7 @@ class Tagger:
         self.checkpoint = checkpoint
         self.recogniser = checkpoint.recogniser.to(device).eval()
         self.device = torch.device(device)
-        self._embedded: dict[str, Tensor] = {}
+        self._asked: dict[str, Asked] = {}
 
     @classmethod
     def load(cls, uri: str, device: str = "cpu", local_candidates: int | None = None) -> Tagger:
@@ -64,12 +64,11 @@ class Tagger:
         """The labels of the checkpoint, seen and unseen."""
         return self.checkpoint.vocabulary
 
-    def embed(self, vocabulary: Vocabulary) -> Tensor:
-        """Text embeddings [C,D] of a vocabulary, computed once."""
-        if vocabulary.hash not in self._embedded:
-            templates = self.checkpoint.config.backbone.prompt_templates
-            self._embedded[vocabulary.hash] = embed_vocabulary(self.recogniser.backbone, vocabulary, templates)
-        return self._embedded[vocabulary.hash]
+    def ask(self, vocabulary: Vocabulary) -> Asked:
+        """A vocabulary as the model sees it, embedded once."""
+        if vocabulary.hash not in self._asked:
+            self._asked[vocabulary.hash] = self.recogniser.ask(vocabulary)
+        return self._asked[vocabulary.hash]
 
     @torch.no_grad()
     def encode(self, pixels_BHWC: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ class Tagger:
     @torch.no_grad()
     def score(self, tokens_BNW: Tensor, vocabulary: Vocabulary) -> np.ndarray:
         """Scores [B,C] in the order of the vocabulary."""
-        return self.recogniser(tokens_BNW, self.embed(vocabulary)).scores.scores_BC.float().cpu().numpy()
+        return self.recogniser(tokens_BNW, self.ask(vocabulary)).scores.scores_BC.float().cpu().numpy()
 
     def tag(
         self, pictures: Sequence[bytes | Image.Image], vocabulary: Vocabulary | None = None, top_k: int = 5
@@ -112,8 +111,3 @@ def top_tags(scores_C: np.ndarray, vocabulary: Vocabulary, top_k: int) -> Tags:
     """The `top_k` best labels; equal scores keep the vocabulary's order."""
     best = np.argsort(-scores_C, kind="stable")[:top_k]
     return Tags(labels=[vocabulary.labels[c].name for c in best], scores=[float(scores_C[c]) for c in best])
-
-
-def embed_vocabulary(backbone: Backbone, vocabulary: Vocabulary, templates: Sequence[str]) -> Tensor:
-    """T [C,D] for a vocabulary, each label the mean of all its texts; see `Label.texts`."""
-    return backbone.encode_text([label.texts(templates) for label in vocabulary.labels])

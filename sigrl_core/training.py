@@ -22,6 +22,7 @@ from sigrl_core.batches import Batch
 from sigrl_core.config import RunConfig
 from sigrl_core.errors import ConfigError
 from sigrl_core.label_memory import LabelMemory
+from sigrl_core.model.asked import Asked
 from sigrl_core.model.recogniser import Recognised, Recogniser
 from sigrl_core.optim import learning_rate, parameter_groups, set_learning_rate
 
@@ -39,12 +40,12 @@ class Task:
     """What there is to learn.
 
     Attributes:
-        labels_CD: text embeddings of the labels trained on, L2-normalised.
+        asked: the labels trained on.
         positions: where those labels stand among the states of a batch.
         steps_per_epoch: optimiser steps of one epoch.
     """
 
-    labels_CD: Tensor
+    asked: Asked
     positions: Sequence[int]
     steps_per_epoch: int
 
@@ -76,8 +77,8 @@ class _Learner(nn.Module):
         super().__init__()
         self.recogniser, self.memory = state.recogniser, state.memory
 
-    def forward(self, tokens_BNW: Tensor, labels_CD: Tensor, rows_B: Tensor) -> tuple[Recognised, Tensor | None]:
-        return self.recogniser(tokens_BNW, labels_CD), self.memory.estimate(rows_B)
+    def forward(self, tokens_BNW: Tensor, asked: Asked, rows_B: Tensor) -> tuple[Recognised, Tensor | None]:
+        return self.recogniser(tokens_BNW, asked), self.memory.estimate(rows_B)
 
 
 class _AllWorkers(losses.WholeBatch):
@@ -170,15 +171,15 @@ def _step(
     recogniser, device = state.recogniser, state.recogniser.device
     chosen = label_subset(len(task.positions), config.training.label_fraction, config.training.seed, state.step)
     rows_B, chosen_C = batch.rows_B.to(device), chosen.to(device)
-    every_label_CD = task.labels_CD.to(device)
+    every_label = task.asked.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16"):
         tokens_BNW = tokens_of(recogniser, batch)
-        recognised, estimate_BC = learner(tokens_BNW, every_label_CD[chosen_C], rows_B)
+        recognised, estimate_BC = learner(tokens_BNW, every_label.take(chosen_C), rows_B)
         wants_teacher = config.loss.distillation or config.loss.kind == "em_pl"
         teacher_BD = recogniser.teacher(tokens_BNW)[0] if wants_teacher else recognised.glob_BD.detach()
     known = losses.Known(
         states_BC=batch.states_BC[:, torch.as_tensor(task.positions)[chosen]].to(device),
-        pseudo_BC=_chosen(_pseudo_labels(teacher_BD.float(), every_label_CD, config), chosen_C),
+        pseudo_BC=_chosen(_pseudo_labels(teacher_BD.float(), every_label.labels_CD, config), chosen_C),
         soft_BC=_chosen(state.memory.soft(rows_B), chosen_C),
         estimate_BC=_chosen(estimate_BC, chosen_C),
         epoch=state.epoch,
@@ -217,7 +218,7 @@ def _relabel(state: TrainingState, task: Task, batches: Iterable[Batch], config:
     recogniser = state.recogniser
     asked: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in batches:
-        recognised = recogniser(tokens_of(recogniser, batch), task.labels_CD.to(recogniser.device))
+        recognised = recogniser(tokens_of(recogniser, batch), task.asked.to(recogniser.device))
         probabilities_BC = recognised.scores.logits_BC.float().sigmoid().cpu()
         counts_B = batch.weight_B > 0
         states_BC = batch.states_BC[:, torch.as_tensor(task.positions)]

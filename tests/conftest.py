@@ -191,8 +191,8 @@ def tagger_of(vocabulary: Vocabulary, reconstructs: bool = True, seed: int = 0) 
         reconstruction=ReconstructionConfig(enabled=reconstructs),
     )
     torch.manual_seed(seed)
-    recogniser = Recogniser.start(load_backbone(config.backbone), config)
-    return Tagger(Checkpoint(uri="runs/a & b", recogniser=recogniser, config=config, vocabulary=vocabulary, metrics={}))
+    recogniser = Recogniser.start(load_backbone(config.backbone), config, vocabulary)
+    return Tagger(Checkpoint(uri="runs/a & b", recogniser=recogniser, config=config, metrics={}))
 
 
 # ---- tiers: every test belongs to one, long ones first so that both processes end together, each with a budget ----

@@ -46,6 +46,10 @@ UNSEEN = (
 )
 NUM_SCENES = 6
 
+Structure = Literal["loose", "strong"]
+STRUCTURES: dict[Structure, tuple[float, float]] = {"loose": (0.7, 0.6), "strong": (0.95, 0.95)}
+"""How often a scene has its own background, and one of its favourite things rather than any."""
+
 Part = Literal["captioned", "labelled", "test"]
 PARTS: tuple[Part, ...] = ("captioned", "labelled", "test")
 
@@ -86,14 +90,15 @@ class Picture:
     caption: str
 
 
-def pictures(part: Part, numbers: Iterable[int], size: int, seed: int) -> list[Picture]:
+def pictures(part: Part, numbers: Iterable[int], size: int, seed: int, structure: Structure = "loose") -> list[Picture]:
     """Pictures of a part by their numbers."""
-    return [picture(part, number, size=size, seed=seed) for number in numbers]
+    return [picture(part, number, size=size, seed=seed, structure=structure) for number in numbers]
 
 
-def picture(part: Part, index: int, *, size: int, seed: int) -> Picture:
+def picture(part: Part, index: int, *, size: int, seed: int, structure: Structure = "loose") -> Picture:
+    """One picture; captioned ones are of loose structure always, so that one small CLIP serves both."""
     rng = np.random.default_rng([seed, PARTS.index(part), index])
-    background, things = _compose(part, rng, seed)
+    background, things = _compose(part, rng, seed, "loose" if part == "captioned" else structure)
     jpeg = _draw(background, things, size, rng)
     return Picture(
         jpeg=jpeg,
@@ -114,13 +119,14 @@ def _any_thing(rng: np.random.Generator) -> Thing:
     return Thing(list(COLOURS)[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))], texture)
 
 
-def _compose(part: Part, rng: np.random.Generator, seed: int) -> tuple[str, list[Thing]]:
+def _compose(part: Part, rng: np.random.Generator, seed: int, structure: Structure) -> tuple[str, list[Thing]]:
+    own_background, own_things = STRUCTURES[structure]
     scene = int(rng.integers(NUM_SCENES))
-    background = BACKGROUNDS[scene if rng.random() < 0.7 else rng.integers(len(BACKGROUNDS))]
+    background = BACKGROUNDS[scene if rng.random() < own_background else rng.integers(len(BACKGROUNDS))]
     alone = part == "captioned" and rng.random() < 0.85  # single objects teach a CLIP what each word means
     count = 1 if alone else int(rng.integers(2, 5))
     favourites = _favourites(seed)[scene]
-    expected = 0.0 if alone else 0.6
+    expected = 0.0 if alone else own_things
     things: list[Thing] = []
     while len(things) < count:
         thing = favourites[rng.integers(len(favourites))] if rng.random() < expected else _any_thing(rng)

@@ -25,12 +25,12 @@ Edges = Tensor
 """Float [C, C]: how much label i hears label j, 0 for not at all; an attention weight is multiplied by it."""
 
 
-def complete(labels_CD: Float[Tensor, "C D"], config: GraphConfig) -> Edges | None:
+def complete(labels_CD: Float[Tensor, "C D"], known_CC: Edges | None, config: GraphConfig) -> Edges | None:
     """Every label hears every label, itself too: the published graph, for which no edges need be held."""
     return None
 
 
-def nearest(labels_CD: Float[Tensor, "C D"], config: GraphConfig) -> Edges:
+def nearest(labels_CD: Float[Tensor, "C D"], known_CC: Edges | None, config: GraphConfig) -> Edges:
     """A label hears itself and the `neighbours` labels asked whose embeddings are nearest by cosine."""
     with torch.no_grad():
         unit_CD = F.normalize(labels_CD, dim=-1)
@@ -39,7 +39,20 @@ def nearest(labels_CD: Float[Tensor, "C D"], config: GraphConfig) -> Edges:
         return torch.zeros_like(cosine_CC).scatter_(1, heard_CK, 1.0)
 
 
-GRAPHS: dict[str, Callable[[Tensor, GraphConfig], Edges | None]] = {"complete": complete, "nearest": nearest}
+def known(labels_CD: Float[Tensor, "C D"], known_CC: Edges | None, config: GraphConfig) -> Edges:
+    """The edges known beforehand; a label of which none are known hears as in `nearest`."""
+    nearest_CC = nearest(labels_CD, None, config)
+    if known_CC is None:
+        return nearest_CC
+    return torch.where((known_CC > 0).any(1, keepdim=True), known_CC.to(nearest_CC.dtype), nearest_CC)
+
+
+GRAPHS: dict[str, Callable[[Tensor, Edges | None, GraphConfig], Edges | None]] = {
+    "complete": complete,
+    "nearest": nearest,
+    "cooccurrence": known,
+    "listed": known,
+}
 
 
 class GATv2Layer(nn.Module):
@@ -100,15 +113,18 @@ class LabelGraph(nn.Module):
             )
 
     def forward(
-        self, labels_CD: Float[Tensor, "C D"], edges_CC: Float[Tensor, "C C"] | None = None
+        self, labels_CD: Float[Tensor, "C D"], known_CC: Float[Tensor, "C C"] | None = None
     ) -> Float[Tensor, "C D"]:
-        """`edges_CC` takes the place of what `config.kind` makes of the labels asked."""
+        """`known_CC`: the edges known beforehand between the labels asked, for the kinds that use them."""
         if self.config.kind == "none":
             return labels_CD
-        if edges_CC is None:
-            edges_CC = GRAPHS[self.config.kind](labels_CD, self.config)
+        edges_CC = self.edges(labels_CD, known_CC)
         graph_CD = labels_CD
         for number, layer in enumerate(self.layers):
             graph_CD = F.elu(graph_CD) if number else graph_CD
             graph_CD = layer(F.dropout(graph_CD, self.config.dropout, self.training), edges_CC)
         return labels_CD + graph_CD if self.config.residual else graph_CD
+
+    def edges(self, labels_CD: Float[Tensor, "C D"], known_CC: Edges | None = None) -> Edges | None:
+        """Who hears whom; None where every label hears every label."""
+        return GRAPHS[self.config.kind](labels_CD, known_CC, self.config)

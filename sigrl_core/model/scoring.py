@@ -1,14 +1,13 @@
 """Local and global scores (arXiv 2504.03801).
 
-Scores rank the labels that were asked together. They are not probabilities, and both norms run over the label axis, so
-a score changes with the vocabulary it is asked with. Sums of D products are taken in the labels' dtype even under
-autocast: neighbouring ranks are closer than bfloat16 tells apart.
+Scores rank the labels that were asked together. They are not probabilities. As published both norms run over the labels
+asked, so a score changes with the vocabulary; over the labels of a fixed reference it does not. Sums of D products are
+taken in the labels' dtype even under autocast: neighbouring ranks are closer than bfloat16 tells apart.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,14 +34,22 @@ def global_scores(glob_BD: Float[Tensor, "B D"], labels_CD: Float[Tensor, "C D"]
         return glob_BD.to(labels_CD.dtype) @ labels_CD.t()
 
 
+def over_norm(scores_BC: Float[Tensor, "B C"], reference_BR: Float[Tensor, "B R"]) -> Float[Tensor, "B C"]:
+    """Divided by each image's norm over the labels of a reference; as published the labels asked are their own.
+
+    A reference of zeros leaves zeros zeros.
+    """
+    return scores_BC / reference_BR.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
 def over_labels(scores_BC: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
     """Divided by their norm over the labels asked, so they depend on all of them; a row of zeros stays zeros."""
-    return F.normalize(scores_BC, dim=-1)
+    return over_norm(scores_BC, scores_BC)
 
 
 def combine(local_BC: Float[Tensor, "B C"], global_BC: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-    """(local + global) / 2 of scores that `over_labels` has normalised: in [-1, 1], ranks, is no probability.
+    """(local + global) / 2 of normalised scores: ranks, is no probability; as published in [-1, 1].
 
-    The whole vocabulary asked is in both norms: the same label scores differently in another company.
+    As published the whole vocabulary asked is in both norms: the same label scores differently in another company.
     """
     return (local_BC + global_BC) / 2

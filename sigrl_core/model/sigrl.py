@@ -8,6 +8,7 @@ semantic decoupling, S                              reconstruction.SemanticDecou
 channel mixing, O                                   reconstruction.mix_channels
 SVFR: fused queries Q, coefficients A', patches R   reconstruction.Reconstruction
 local score (top-K mean), global score              scoring.local_scores, scoring.global_scores
+(ours) scores that travel between labels            propagation.ScorePropagation
 final score                                         scoring.combine
 ranking and distillation losses                     losses.ranking, losses.distillation
 """
@@ -23,15 +24,17 @@ from torch import Tensor, nn
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
 from sigrl_core.model import scoring
+from sigrl_core.model.asked import Asked
 from sigrl_core.model.label_graph import LabelGraph
+from sigrl_core.model.propagation import ScorePropagation
 from sigrl_core.model.reconstruction import Reconstruction, SemanticDecoupling, mix_channels
 
 
 class Scores(NamedTuple):
-    """What one forward pass says of every image and label. All of it depends on the whole vocabulary asked."""
+    """What one forward pass says of every image and label asked."""
 
     scores_BC: Tensor
-    """The published score, in [-1, 1]; ranks, is no probability."""
+    """What ranks labels; no probability. As published in [-1, 1], with propagation beyond."""
     local_BC: Tensor
     """Local score over its norm."""
     global_BC: Tensor
@@ -44,15 +47,26 @@ class SigRL(nn.Module):
     """Scores of C labels for B images, from the backbone's tokens.
 
     With `reconstruction.enabled` off there is no semantic, graph or reconstruction part, and patches are scored as they
-    come (the MKT-style baseline). `log_scale` and `bias` exist only with `scoring.learn_scale`.
+    come (the MKT-style baseline). `log_scale` and `bias` exist only with `scoring.learn_scale`, `propagation` only with
+    `graph.propagation`.
+
+    Args:
+        dim: D of the joint embedding.
+        labels: how many labels are trained on.
     """
 
     def __init__(
-        self, dim: int, graph: GraphConfig, reconstruction: ReconstructionConfig, scoring: ScoringConfig
+        self,
+        dim: int,
+        graph: GraphConfig,
+        reconstruction: ReconstructionConfig,
+        scoring: ScoringConfig,
+        labels: int = 0,
     ) -> None:
         super().__init__()
         self.patches_kept, self.local_candidates = scoring.patches_kept, scoring.local_candidates
         self.reconstructs, self.learns_scale = reconstruction.enabled, scoring.learn_scale
+        self.propagates, self.has_graph = graph.propagation, reconstruction.enabled and graph.kind != "none"
         if self.reconstructs:
             self.semantic = SemanticDecoupling(dim)
             self.graph = LabelGraph(dim, graph)
@@ -60,43 +74,79 @@ class SigRL(nn.Module):
         if self.learns_scale:
             self.log_scale = nn.Parameter(torch.tensor(math.log(scoring.initial_scale)))
             self.bias = nn.Parameter(torch.tensor(0.0))
+        if self.propagates:
+            self.propagation = ScorePropagation(labels)
 
     def forward(
         self,
         patches_BPD: Float[Tensor, "B P D"],
         glob_BD: Float[Tensor, "B D"],
-        labels_CD: Float[Tensor, "C D"],
+        asked: Asked,
+        reference: Asked | None = None,
     ) -> Scores:
-        """`labels_CD` are L2-normalised text embeddings; patches and class token come as the backbone gives them."""
+        """Patches and class token come as the backbone gives them.
+
+        As published every score depends on all labels asked: reconstruction sums over them, both norms run over them.
+        With a `reference` these sums and norms, and what propagates, are those of the reference's labels; a score then
+        depends on its own label alone, and equals the published one where the reference itself is asked.
+        """
+        if reference is None:
+            local_BC, global_BC = self._published(patches_BPD, glob_BD, asked)
+            scores_BC = telling_BR = scoring.combine(local_BC, global_BC)
+        else:
+            local_BC, global_BC, telling_BR = self._by_reference(patches_BPD, glob_BD, asked, reference)
+            scores_BC = scoring.combine(local_BC, global_BC)
+        logits_BC = self._scaled(scores_BC)
+        told = asked if reference is None else reference
+        if self.propagates and told.trained_C is not None and asked.trained_C is not None:
+            heard_BC = self.propagation(self._scaled(telling_BR), told.trained_C, asked.trained_C)
+            logits_BC = logits_BC + heard_BC
+            scores_BC = scores_BC + (heard_BC / self.log_scale.exp() if self.learns_scale else heard_BC)
+        return Scores(scores_BC, local_BC, global_BC, logits_BC)
+
+    def _published(self, patches_BPD: Tensor, glob_BD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+        """Local and global scores over their norms."""
+        labels_CD = asked.labels_CD
         global_BC = scoring.global_scores(glob_BD, labels_CD)
-        graph_CD = self.graph(labels_CD) if self.reconstructs else labels_CD
         candidates = None if self.training else self.local_candidates
         if candidates is not None and candidates < len(labels_CD):
             chosen_BK = global_BC.topk(candidates).indices
-            local_BK = self._local(patches_BPD, labels_CD[chosen_BK], graph_CD[chosen_BK])
+            if self.reconstructs:
+                graph_CD = self.graph(labels_CD, asked.edges_CC)
+                patches_BPD = self._reconstruct(patches_BPD, labels_CD[chosen_BK], graph_CD[chosen_BK])
+            local_BK = scoring.local_scores(patches_BPD, labels_CD[chosen_BK], self.patches_kept)
+            local_BK = scoring.over_labels(local_BK)
             # every other label gets the lowest local score of its image's candidates
             local_BC = local_BK.amin(1, keepdim=True).expand_as(global_BC).scatter(1, chosen_BK, local_BK)
         else:
-            local_BC = self._local(patches_BPD, labels_CD, graph_CD)
-        global_BC = scoring.over_labels(global_BC)
-        scores_BC = scoring.combine(local_BC, global_BC)
-        logits_BC = scores_BC * self.log_scale.exp() + self.bias if self.learns_scale else scores_BC
-        return Scores(scores_BC, local_BC, global_BC, logits_BC)
+            rebuilt_BPD = self.reconstruct(patches_BPD, asked) if self.reconstructs else patches_BPD
+            local_BC = scoring.over_labels(scoring.local_scores(rebuilt_BPD, labels_CD, self.patches_kept))
+        return local_BC, scoring.over_labels(global_BC)
 
-    def _local(
-        self, patches_BPD: Float[Tensor, "B P D"], labels: Float[Tensor, "*B C D"], graph: Float[Tensor, "*B C D"]
-    ) -> Float[Tensor, "B C"]:
-        """Local scores over their norm; labels and graph the same for all images, or each image its own."""
-        if self.reconstructs:
-            patches_BPD = self._reconstruct(patches_BPD, labels, graph)
-        return scoring.over_labels(scoring.local_scores(patches_BPD, labels, self.patches_kept))
+    def _by_reference(
+        self, patches_BPD: Tensor, glob_BD: Tensor, asked: Asked, reference: Asked
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Local and global scores over the norms of the reference, and the scores of the reference's own labels."""
+        rebuilt_BPD = self.reconstruct(patches_BPD, reference) if self.reconstructs else patches_BPD
+        of_asked, of_reference = (
+            (
+                scoring.local_scores(rebuilt_BPD, labels_CD, self.patches_kept),
+                scoring.global_scores(glob_BD, labels_CD),
+            )
+            for labels_CD in (asked.labels_CD, reference.labels_CD)
+        )
+        local_BC, global_BC = map(scoring.over_norm, of_asked, of_reference)
+        return local_BC, global_BC, scoring.combine(*map(scoring.over_labels, of_reference))
 
-    def reconstruct(
-        self, patches_BPD: Float[Tensor, "B P D"], labels_CD: Float[Tensor, "C D"]
-    ) -> Float[Tensor, "B P D"]:
-        """R, the patches as all labels together rebuild them."""
-        return self._reconstruct(patches_BPD, labels_CD, self.graph(labels_CD))
+    def reconstruct(self, patches_BPD: Float[Tensor, "B P D"], asked: Asked) -> Float[Tensor, "B P D"]:
+        """R, the patches as all labels asked rebuild them together."""
+        graph_CD = self.graph(asked.labels_CD, asked.edges_CC)
+        return self._reconstruct(patches_BPD, asked.labels_CD, graph_CD)
 
     def _reconstruct(self, patches_BPD: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
+        """Labels and graph are the same for all images, or each image's own."""
         mixed_BCD = mix_channels(self.semantic(patches_BPD, labels), labels)
         return self.reconstruction(patches_BPD, mixed_BCD, graph)
+
+    def _scaled(self, scores_BC: Tensor) -> Tensor:
+        return scores_BC * self.log_scale.exp() + self.bias if self.learns_scale else scores_BC

@@ -42,18 +42,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     Raises:
         ConfigError: `config.out` holds a quickstart of another size or seed.
     """
-    out = Path(storage.absolute(config.out))
-    _claim(out, config)
-    connect()
-    draw = partial(_draw, config.seed)
-    with _timed("draw pictures"):
-        write_corpus("labelled", config.labelled, out / "corpus" / "labelled", draw)
-        write_corpus("test", config.test, out / "corpus" / "test", draw)
-    with _timed("small CLIP"):
-        make_small_clip(out / "clip", config, draw)
-    with _timed("shards"):
-        preprocess(_preprocess_config(out, "labelled", "seen"))
-        preprocess(_preprocess_config(out, "test", "all"))
+    out = make_data(config)
     for preset, name in (("quickstart", "sigrl"), ("quickstart_mkt", "mkt_style")):
         with _timed(f"train {name}"):
             train(run_config(preset, config), _scale(config), str(out / "shards" / "labelled"), None, str(out / name))
@@ -72,12 +61,34 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     return metrics
 
 
-def _draw(seed: int, part: toybox.Part, count: int) -> Iterator[toybox.Picture]:
+def make_data(config: QuickstartConfig) -> Path:
+    """The stages before training: pictures, small CLIP and shards; returns the quickstart's folder.
+
+    Raises:
+        ConfigError: as `quickstart`.
+    """
+    out = Path(storage.absolute(config.out))
+    _claim(out, config)
+    connect()
+    draw = partial(_draw, config.seed, config.structure)
+    with _timed("draw pictures"):
+        write_corpus("labelled", config.labelled, out / "corpus" / "labelled", draw)
+        write_corpus("test", config.test, out / "corpus" / "test", draw)
+    with _timed("small CLIP"):
+        make_small_clip(out / "clip", config, draw)
+    with _timed("shards"):
+        preprocess(preprocess_config(out, "labelled", "seen"))
+        preprocess(preprocess_config(out, "test", "all"))
+    return out
+
+
+def _draw(seed: int, structure: toybox.Structure, part: toybox.Part, count: int) -> Iterator[toybox.Picture]:
     """Pictures of a part in order, drawn by Ray tasks."""
-    task = ray.remote(toybox.pictures)  # of a module without torch, which costs a worker seconds to import
+    task: Any = ray.remote(toybox.pictures)  # of a module without torch, which costs a worker seconds to import
     starts = range(0, count, PICTURES_PER_TASK)
     drawn = [
-        task.remote(part, range(start, min(start + PICTURES_PER_TASK, count)), PICTURE_SIZE, seed) for start in starts
+        task.remote(part, range(start, min(start + PICTURES_PER_TASK, count)), PICTURE_SIZE, seed, structure)
+        for start in starts
     ]
     for pictures in drawn:
         yield from ray.get(pictures)
@@ -99,7 +110,7 @@ def _scale(config: QuickstartConfig) -> ScaleConfig:
     return ScaleConfig(workers=config.workers)
 
 
-def _preprocess_config(out: Path, part: str, annotated: Any) -> PreprocessConfig:
+def preprocess_config(out: Path, part: str, annotated: Any) -> PreprocessConfig:
     corpus = out / "corpus" / part
     return PreprocessConfig(
         corpus="jsonl",

@@ -1,4 +1,4 @@
-"""shards -> checkpoint, data parallel under Ray Train. An adapter: the loop is training.fit.
+"""shards -> checkpoint, data parallel under Ray Train. An adapter: what trains is experiment.Experiment.
 
 OUT/run.json            what this folder trains, and on what; the same command goes on, another one is refused
 OUT/metrics.jsonl       one line an epoch
@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -28,19 +27,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch.utils.tensorboard import SummaryWriter
 
 from sigrl_core import storage
-from sigrl_core.batches import HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
-from sigrl_core.checkpoint import load_training_state, publish_checkpoint, save_checkpoint, save_training_state
+from sigrl_core.batches import Slice, num_steps
+from sigrl_core.checkpoint import publish_checkpoint
 from sigrl_core.config import RunConfig, ScaleConfig, from_json, to_json
 from sigrl_core.errors import ConfigError, ShardError, SigrlError
-from sigrl_core.evaluation import validate
+from sigrl_core.experiment import Experiment, rows_of
+from sigrl_core.label_edges import LabelEdges
 from sigrl_core.losses import get_loss
 from sigrl_core.model.backbone import load_backbone
-from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.on_ray.progress import Progress, watched
 from sigrl_core.on_ray.session import connect
 from sigrl_core.records import ShardFolder
-from sigrl_core.tagger import embed_vocabulary
-from sigrl_core.training import Metrics, Task, TrainingState, fit
+from sigrl_core.training import Metrics, TrainingState
 
 SELECTION = "selection"
 """The metric that chooses the best epoch: mAP on validation pictures, or the epoch's number without any."""
@@ -126,6 +124,8 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
 
 def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder | None) -> None:
     get_loss(config.loss.kind)
+    if config.graph.edges is not None:
+        LabelEdges.load(config.graph.edges, folder.vocabulary)
     if not folder.vocabulary.positions("seen"):
         raise ShardError(f"{folder.uri}: its vocabulary has no seen labels; run preprocess.py with labels to train on")
     if validation and validation.vocabulary.hash != folder.vocabulary.hash:
@@ -199,24 +199,11 @@ def _train(setup: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    folder = ShardFolder.open(setup["data"])
-    seen = folder.vocabulary.positions("seen")
-    torch.manual_seed(config.training.seed)  # random weights are the same on every worker and after a restart
-    recogniser = Recogniser.start(load_backbone(config.backbone), config).to(device)
-    templates = config.backbone.prompt_templates
-    labels_CD = embed_vocabulary(recogniser.backbone, folder.vocabulary.subset("seen"), templates)
-    training_rows, validation_rows = _rows(folder, setup["validation"], seen)
-    train_batches = _Source(training_rows, recogniser, config, mine)
-    validation_batches = _Source(validation_rows, recogniser, config, mine)
-    task = Task(
-        labels_CD=labels_CD, positions=seen, steps_per_epoch=num_steps(len(training_rows), config.training.batch_size)
-    )
-    state = TrainingState.start(recogniser, config, len(training_rows), len(seen))
+    experiment = Experiment(config, setup["data"], setup["validation"], mine, device)
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
-            progress = load_training_state(Path(saved), recogniser, state.optimiser, state.memory)
-            state.epoch, state.step = progress["epoch"], progress["step"]
-    log = _Log(setup["out"], setup["progress"], state.step) if mine.rank == 0 else None
+            experiment.resume(Path(saved))
+    log = _Log(setup["out"], setup["progress"], experiment.state.step) if mine.rank == 0 else None
 
     def report(metrics: Metrics, state: TrainingState) -> None:
         metrics = {**metrics, SELECTION: metrics.get("validation/map", float(state.epoch))}
@@ -224,62 +211,17 @@ def _train(setup: dict[str, Any]) -> None:
             checkpoint = None
             if log is not None:
                 log.epoch(metrics)
-                measured = {"selected": metrics, "history": log.history}
-                save_checkpoint(Path(local) / "checkpoint", recogniser, config, folder.vocabulary, measured)
-                progress = {"epoch": state.epoch, "step": state.step}
-                save_training_state(Path(local), state.optimiser, state.memory, progress)
+                experiment.save(Path(local), {"selected": metrics, "history": log.history})
                 checkpoint = ray.train.Checkpoint.from_directory(local)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{state.epoch:04d}")
 
-    fit(
-        state,
-        task,
-        lambda epoch: train_batches.shuffled(epoch),
-        lambda model: validate(model, validation_batches.in_order(), labels_CD, seen),
-        report,
-        config,
-        on_step=log.step if log else lambda step, metrics: None,
-    )
-
-
-def _rows(folder: ShardFolder, validation: str | None, seen: list[int]) -> tuple[Rows, Rows]:
-    """Rows to train on, without those that show nothing seen, and rows to validate on."""
-    if validation:
-        return Rows(folder, "all", seen), Rows(ShardFolder.open(validation))
-    return Rows(folder, "train", seen), Rows(folder, "validation")
+    experiment.fit(report, log.step if log else lambda step, metrics: None)
 
 
 def _total_steps(config: RunConfig, folder: ShardFolder, validation: str | None) -> int:
-    rows, _ = _rows(folder, validation, folder.vocabulary.positions("seen"))
+    rows, _ = rows_of(folder, validation)
     steps = config.training.epochs * num_steps(len(rows), config.training.batch_size)
     return min(steps, config.training.max_steps or steps)
-
-
-class _Source:
-    """Batches of one set of rows for this worker: from pictures, or from features held in memory."""
-
-    def __init__(self, rows: Rows, recogniser: Recogniser, config: RunConfig, mine: Slice) -> None:
-        self.rows, self.config, self.mine = rows, config.training, mine
-        self.size = recogniser.backbone.image_size
-        self.held: HeldFeatures | None = None
-        if self.config.hold_features and len(rows):
-            device = recogniser.device
-            self.held = HeldFeatures.compute(
-                rows, self.size, lambda pixels: recogniser.backbone.encode_frozen(pixels.to(device))
-            )
-
-    def shuffled(self, epoch: int):
-        seed = (self.config.seed, epoch)
-        return self._batches(
-            self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed)
-        )
-
-    def in_order(self):
-        return self._batches(np.arange(len(self.rows)), lambda numbers: picture_batch(self.rows, numbers, self.size))
-
-    def _batches(self, order: np.ndarray, from_pictures: Any):
-        make = self.held.batch if self.held else from_pictures
-        return epoch_batches(self.rows, order, self.config.batch_size, self.mine, make)
 
 
 class _Log:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from sigrl_core.evaluation import Evaluation
+from sigrl_core.model.asked import Asked
+from sigrl_core.model.sigrl import SigRL
 from sigrl_core.records import PRESENT
 from sigrl_core.report.markup import escape, legend, marked, note, scrollable
 from sigrl_core.tagger import Tagger
@@ -23,21 +25,25 @@ SIZE = np.array([1040.0, 660.0])
 def label_graph(evaluation: Evaluation, tagger: Tagger) -> str:
     """Picture, legend, and the same as a list."""
     vocabulary, head = evaluation.vocabulary, tagger.recogniser.head
-    labels_CD = tagger.embed(vocabulary)
+    asked = tagger.ask(vocabulary)
     with torch.no_grad():
-        nodes_CD = (head.graph(labels_CD) if head.reconstructs else labels_CD).float().cpu().numpy()
+        nodes_CD = head.graph(asked.labels_CD, asked.edges_CC) if head.reconstructs else asked.labels_CD
+        nodes_CD = nodes_CD.float().cpu().numpy()
     positions = shown(evaluation)
     labels = [vocabulary.labels[position] for position in positions]
-    close = cosines(nodes_CD)[np.ix_(positions, positions)]
-    nearest = np.argsort(-close, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(labels) - 1)]
-    edges = sorted({(min(i, int(j)), max(i, int(j))) for i, row in enumerate(nearest) for j in row})
+    close, source = closeness(head, asked, nodes_CD)
+    close = close[np.ix_(positions, positions)]
+    order = np.argsort(-close, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(labels) - 1)]
+    nearest = [[int(j) for j in row if close[i, j] > 0] for i, row in enumerate(order)]
+    edges = sorted({(min(i, j), max(i, j)) for i, row in enumerate(nearest) for j in row})
     names = [n if len(n) <= MAX_LETTERS else n[: MAX_LETTERS - 1] + "…" for n in (label.name for label in labels)]
     boxes = np.array([[_text_width(name) + 16, 22.0] for name in names])
     places = spread(layout(nodes_CD[positions], edges), boxes)
 
     drawn = []
+    largest = max([float(close[i, j]) for i, row in enumerate(nearest) for j in row], default=1.0)
     for i, j in edges:
-        (x1, y1), (x2, y2), strength = places[i], places[j], max(0.0, float(close[i, j]))
+        (x1, y1), (x2, y2), strength = places[i], places[j], max(0.0, float(max(close[i, j], close[j, i]))) / largest
         style = f'stroke-width="{0.6 + 1.8 * strength:.2f}" opacity="{0.3 + 0.6 * strength:.2f}"'
         drawn.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>')
     for label, name, (x, y), (w, h) in zip(labels, names, places, boxes, strict=True):
@@ -50,22 +56,38 @@ def label_graph(evaluation: Evaluation, tagger: Tagger) -> str:
     picture = f'<svg viewBox="0 0 {SIZE[0]:.0f} {SIZE[1]:.0f}" role="img" aria-label="{told}">{"".join(drawn)}</svg>'
     listed = "".join(
         f'<tr><th scope="row">{marked(label.name, label.split)}</th>'
-        f"<td>{', '.join(f'{escape(labels[j].name)} {close[i, j]:.2f}' for j in nearest[i])}</td></tr>"
+        f"<td>{', '.join(f'{escape(labels[j].name)} {close[i, j]:.2f}' for j in nearest[i]) or 'none'}</td></tr>"
         for i, label in enumerate(labels)
     )
-    source = "what the label graph puts out" if head.reconstructs else "text embeddings (this model has no label graph)"
     few = f" Of {len(vocabulary)} labels the {len(labels)} that occur most often, seen and unseen apart, are drawn."
     chip = '<span class="chip {0}">{0}</span>'
     return (
         note(
-            f"Each label is joined to its {NEIGHBOURS} closest by the cosine of {source}, their mean taken out. "
-            f"Thicker is closer.{few if len(labels) < len(vocabulary) else ''}"
+            f"Each label is joined to {NEIGHBOURS} others at most, those with the largest {source}. "
+            f"Thicker is larger.{few if len(labels) < len(vocabulary) else ''}"
         )
         + legend([(chip.format("seen"), "trained on"), (chip.format("unseen"), "only asked for")])
         + scrollable("Label graph picture", picture, "graph")
         + '<details><summary>The same as a list</summary><table><thead><tr><th scope="col">Label</th>'
-        + f'<th scope="col">Closest, with cosine</th></tr></thead><tbody>{listed}</tbody></table></details>'
+        + f'<th scope="col">Joined to</th></tr></thead><tbody>{listed}</tbody></table></details>'
     )
+
+
+def closeness(head: SigRL, asked: Asked, nodes_CD: np.ndarray) -> tuple[np.ndarray, str]:
+    """How closely label i is tied to label j, above 0 for those that may be joined, and what that is in words.
+
+    The most telling of what the model has: edges that it learned, edges that it was given, or what its graph puts out.
+    """
+    with torch.no_grad():
+        if head.propagates and asked.trained_C is not None and (asked.trained_C >= 0).any():
+            return head.propagation.between(asked.trained_C).cpu().numpy(), "learned edge (what is seen raises it)"
+        edges_CC = head.graph.edges(asked.labels_CD, asked.edges_CC) if head.has_graph else None
+    if edges_CC is not None:
+        kind = {"nearest": "edge to the nearest texts", "cooccurrence": "edge by co-occurrence in training data"}
+        told = kind.get(head.graph.config.kind, "edge of the list that was given")
+        return edges_CC.cpu().numpy() * (1 - np.eye(len(edges_CC))), told
+    source = "what the label graph puts out" if head.has_graph else "text embeddings (this model has no label graph)"
+    return cosines(nodes_CD), f"cosine of {source}, their mean taken out"
 
 
 def shown(evaluation: Evaluation) -> list[int]:

@@ -42,7 +42,7 @@ def world(tmp_path_factory) -> Path:
     (root / "unfinished" / "plan.json").write_text("{}")
     model = tagger_of(VOCABULARY)
     measured = {"selected": {}, "history": []}
-    save_checkpoint(root / "checkpoint", model.recogniser, model.checkpoint.config, VOCABULARY, measured)
+    save_checkpoint(root / "checkpoint", model.recogniser, model.checkpoint.config, measured)
     save_clip(root / "clip", model.recogniser.backbone)
     (root / "started").mkdir()
     (root / "started" / "run.json").write_text("{}")
@@ -229,7 +229,7 @@ def test_a_checkpoint_that_is_none(world: Path, tmp_path: Path, checkpoint: str,
 
 def test_an_altered_checkpoint(world: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(world / "checkpoint"))
-    save_checkpoint(tmp_path / "c", checkpoint.recogniser, checkpoint.config, checkpoint.vocabulary, {})
+    save_checkpoint(tmp_path / "c", checkpoint.recogniser, checkpoint.config, {})
     (tmp_path / "c" / "config.json").write_text(to_json(with_backbone(frozen_blocks=1)))
     line = line_of(lambda: load_checkpoint(str(tmp_path / "c")))
     assert "c/config.json: sha256 is" in line

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, ScoringConfig
 from sigrl_core.losses import LOSSES, Known, WholeBatch
 from sigrl_core.metrics import average_precision, precision_recall_f1_at_k
+from sigrl_core.model.asked import Asked
 from sigrl_core.model.sigrl import SigRL
 from sigrl_core.optim import learning_rate
 
@@ -79,11 +80,11 @@ def model_group(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
         return
     model = load_model(arrays)
     patches, glob, labels = (torch.from_numpy(arrays[name]).requires_grad_() for name in ("patch", "glob", "labels"))
-    scores = model(patches, glob, labels)
+    scores = model(patches, glob, Asked(labels))
     outputs = {
         "graph_embed": model.graph(labels),
         "semantic": model.semantic(patches, labels),
-        "reconstructed": model.reconstruct(patches, labels),
+        "reconstructed": model.reconstruct(patches, Asked(labels)),
         "local_score": scores.local_BC,
         "global_score": scores.global_BC,
         "logits": scores.logits_BC,

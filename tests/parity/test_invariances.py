@@ -6,6 +6,7 @@ from torch import nn
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
 from sigrl_core.model import label_graph, reconstruction
+from sigrl_core.model.asked import Asked
 from sigrl_core.model.sigrl import SigRL
 
 pytestmark = pytest.mark.parity
@@ -29,13 +30,15 @@ def model() -> SigRL:
 
 def test_label_order_permutes_scores(model: SigRL) -> None:
     patches, glob, labels, order = random(2, 5, 8), random(2, 8), random(7, 8), torch.randperm(7)
-    torch.testing.assert_close(model(patches, glob, labels[order])[0], model(patches, glob, labels)[0][:, order])
+    torch.testing.assert_close(
+        model(patches, glob, Asked(labels[order]))[0], model(patches, glob, Asked(labels))[0][:, order]
+    )
 
 
 def test_images_do_not_hear_each_other(model: SigRL) -> None:
     patches, glob, labels = random(4, 5, 8), random(4, 8), random(7, 8)
-    alone = torch.cat([model(patches[[b]], glob[[b]], labels)[0] for b in range(4)])
-    torch.testing.assert_close(model(patches, glob, labels)[0], alone)
+    alone = torch.cat([model(patches[[b]], glob[[b]], Asked(labels))[0] for b in range(4)])
+    torch.testing.assert_close(model(patches, glob, Asked(labels))[0], alone)
 
 
 @pytest.mark.parametrize("vectors", [1, 3, 7, 14, 1000])
@@ -43,7 +46,7 @@ def test_chunks_change_nothing(model: SigRL, monkeypatch: pytest.MonkeyPatch, ve
     def run() -> list:
         model.zero_grad()
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        logits = model(*leaves).logits_BC
+        logits = model(*leaves[:2], Asked(leaves[2])).logits_BC
         logits.square().sum().backward()
         return [logits, *(leaf.grad for leaf in leaves), *(p.grad for p in model.parameters())]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, ScoringConfig
 from sigrl_core.losses import Known, WholeBatch, ranking
+from sigrl_core.model.asked import Asked
 from sigrl_core.model.sigrl import SigRL
 
 pytestmark = pytest.mark.parity
@@ -53,7 +54,7 @@ def test_scores(size: dict, options: dict, kind: str, graph_residual: bool, head
     model = SigRL(D, graph, ReconstructionConfig(**options), ScoringConfig(patches_kept=kept)).double().eval()
     patches, glob, labels = (2 * torch.randn(*shape, dtype=torch.float64) for shape in ((B, P, D), (B, D), (C, D)))
     with torch.no_grad():
-        found = model(patches, glob, labels)
+        found = model(patches, glob, Asked(labels))
 
     T, weights = labels.numpy(), weights_of(model)
     G = T if kind == "none" else oracle.graph_embed(T, weights, heads) + (T if graph_residual else 0)
@@ -71,7 +72,11 @@ def test_scores(size: dict, options: dict, kind: str, graph_residual: bool, head
 @given(st.integers(1, 6), st.sampled_from([1, 3]), st.integers(0, 2**16))
 def test_label_graph_with_edges(C: int, heads: int, seed: int) -> None:
     torch.manual_seed(seed)
-    model = SigRL(4, GraphConfig(hidden=6, heads=heads), ReconstructionConfig(), ScoringConfig()).double().eval()
+    model = (
+        SigRL(4, GraphConfig(kind="cooccurrence", hidden=6, heads=heads), ReconstructionConfig(), ScoringConfig())
+        .double()
+        .eval()
+    )
     labels, weights = torch.randn(C, 4, dtype=torch.float64), torch.rand(C, C, dtype=torch.float64)
     edges = torch.where((torch.rand(C, C) < 0.5) | torch.eye(C, dtype=torch.bool), weights + 0.1, 0.0)
     with torch.no_grad():
@@ -85,7 +90,7 @@ def test_without_reconstruction_patches_are_scored_as_they_come() -> None:
     model = SigRL(4, GraphConfig(), ReconstructionConfig(enabled=False), ScoringConfig(patches_kept=2))
     assert not list(model.parameters())
     patches, glob, labels = torch.randn(2, 5, 4), torch.randn(2, 4), torch.randn(3, 4)
-    found = model(patches, glob, labels)
+    found = model(patches, glob, Asked(labels))
     for b in range(2):
         expected = oracle.scores(patches[b].double().numpy(), glob[b].double().numpy(), labels.double().numpy(), 2)[2]
         np.testing.assert_allclose(found.scores_BC[b], expected, rtol=1e-5, atol=1e-6)
@@ -96,7 +101,7 @@ def test_the_learned_scale() -> None:
     config = ScoringConfig(learn_scale=True, initial_scale=20.0)
     model = SigRL(4, GraphConfig(), ReconstructionConfig(enabled=False), config)
     assert {name for name, _ in model.named_parameters()} == {"log_scale", "bias"}
-    found = model(torch.randn(2, 5, 4), torch.randn(2, 4), torch.randn(3, 4))
+    found = model(torch.randn(2, 5, 4), torch.randn(2, 4), Asked(torch.randn(3, 4)))
     torch.testing.assert_close(found.logits_BC, 20 * found.scores_BC)
 
 

@@ -33,8 +33,8 @@ def make_checkpoint(folder: Path, seed: int) -> Path:
     """An untrained model of the built-in corpus's vocabulary, saved as training saves it."""
     config = get_preset("quickstart")
     torch.manual_seed(seed)
-    recogniser = Recogniser.start(load_backbone(config.backbone), config).eval()
-    save_checkpoint(folder, recogniser, config, toybox.vocabulary(), {"selected": {}, "history": []})
+    recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary()).eval()
+    save_checkpoint(folder, recogniser, config, {"selected": {}, "history": []})
     return folder
 
 

@@ -7,6 +7,8 @@ import torch
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig, TagConfig
 from sigrl_core.errors import ConfigError
+from sigrl_core.model.asked import Asked
+from sigrl_core.model.scoring import local_scores, over_labels
 from sigrl_core.model.sigrl import SigRL
 
 pytestmark = pytest.mark.unit
@@ -22,23 +24,25 @@ def model(candidates: int | None, reconstructs: bool = True) -> SigRL:
 
 
 @pytest.fixture
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs() -> tuple[torch.Tensor, torch.Tensor, Asked]:
     torch.manual_seed(1)
     labels = torch.nn.functional.normalize(torch.randn(C, 8, dtype=torch.float64), dim=-1)
-    return torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64), labels
+    return torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64), Asked(labels)
 
 
 @pytest.mark.parametrize("reconstructs", [True, False])
 def test_each_image_is_asked_for_its_own_candidates(inputs, reconstructs: bool) -> None:
-    patches, glob, labels = inputs
-    found = model(K, reconstructs)(patches, glob, labels)
+    patches, glob, asked = inputs
+    found = model(K, reconstructs)(patches, glob, asked)
     everyone = model(None, reconstructs)
-    overall = everyone(patches, glob, labels)
+    overall = everyone(patches, glob, asked)
     torch.testing.assert_close(found.global_BC, overall.global_BC)
     for b in range(len(glob)):
-        chosen = (labels @ glob[b]).topk(K).indices
-        graph = everyone.graph(labels)[chosen] if reconstructs else labels[chosen]
-        alone = everyone._local(patches[b : b + 1], labels[chosen], graph)[0]
+        chosen, rebuilt = (asked.labels_CD @ glob[b]).topk(K).indices, patches[[b]]
+        if reconstructs:
+            graph = everyone.graph(asked.labels_CD)[chosen]
+            rebuilt = everyone._reconstruct(rebuilt, asked.labels_CD[chosen], graph)
+        alone = over_labels(local_scores(rebuilt, asked.labels_CD[chosen], everyone.patches_kept))[0]
         torch.testing.assert_close(found.local_BC[b, chosen], alone)
         rest = torch.ones(C, dtype=torch.bool)
         rest[chosen] = False
@@ -47,8 +51,8 @@ def test_each_image_is_asked_for_its_own_candidates(inputs, reconstructs: bool) 
 
 
 def test_labels_below_the_candidates_stay_below(inputs) -> None:
-    patches, glob, labels = inputs
-    found = model(K)(patches, glob, labels)
+    patches, glob, asked = inputs
+    found = model(K)(patches, glob, asked)
     chosen = found.global_BC.topk(K, dim=1).indices
     lowest = found.scores_BC.gather(1, chosen).min(1).values
     assert (found.scores_BC.scatter(1, chosen, -torch.inf).max(1).values <= lowest).all()
@@ -66,10 +70,10 @@ def test_more_candidates_than_labels_and_training_ask_for_all(inputs) -> None:
 
 
 def test_the_order_of_labels_means_nothing(inputs) -> None:
-    patches, glob, labels = inputs
+    patches, glob, asked = inputs
     order = torch.randperm(C, generator=torch.Generator().manual_seed(0))
-    scores = model(K)(patches, glob, labels).scores_BC
-    torch.testing.assert_close(model(K)(patches, glob, labels[order]).scores_BC, scores[:, order])
+    scores = model(K)(patches, glob, asked).scores_BC
+    torch.testing.assert_close(model(K)(patches, glob, asked.take(order)).scores_BC, scores[:, order])
 
 
 def test_nonsense_is_refused() -> None:

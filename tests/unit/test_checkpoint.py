@@ -51,7 +51,7 @@ def tagger() -> Tagger:
 @pytest.fixture(scope="module")
 def saved(tagger: Tagger, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "a new folder" / "checkpoint"
-    save_checkpoint(folder, tagger.recogniser, tagger.checkpoint.config, VOCABULARY, METRICS)
+    save_checkpoint(folder, tagger.recogniser, tagger.checkpoint.config, METRICS)
     return folder
 
 
@@ -114,7 +114,7 @@ def test_the_teacher_stays_the_original_clip(tmp_path: Path) -> None:
     original = moved.recogniser.teacher.proj.clone()
     with torch.no_grad():
         moved.recogniser.backbone.clip.visual.proj += 1
-    save_checkpoint(tmp_path / "c", moved.recogniser, moved.checkpoint.config, VOCABULARY, {})
+    save_checkpoint(tmp_path / "c", moved.recogniser, moved.checkpoint.config, {})
     loaded = load_checkpoint(str(tmp_path / "c")).recogniser
     assert torch.equal(loaded.teacher.proj, original)
     assert torch.equal(loaded.backbone.clip.visual.proj, original + 1)
@@ -140,7 +140,7 @@ def test_saving_again_replaces_what_lies_there(tagger: Tagger, copy: Path) -> No
     (copy / "left over").write_text("x")
     (copy.with_name("copy.partial")).mkdir()
     (copy.with_name("copy.partial") / "half").write_text("x")
-    save_checkpoint(copy, tagger.recogniser, tagger.checkpoint.config, VOCABULARY, {"history": [1]})
+    save_checkpoint(copy, tagger.recogniser, tagger.checkpoint.config, {"history": [1]})
     assert load_checkpoint(str(copy)).metrics == {"history": [1]}
     assert not (copy / "left over").exists()
     assert list(copy.parent.iterdir()) == [copy]
@@ -259,7 +259,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_nothing_to_accept(tagger: Tagger, small_disk: Path) -> None:
     with pytest.raises(StorageError, match=r"checkpoint cannot be written .* free space or choose another --out"):
-        save_checkpoint(small_disk / "run/checkpoint", tagger.recogniser, tagger.checkpoint.config, VOCABULARY, {})
+        save_checkpoint(small_disk / "run/checkpoint", tagger.recogniser, tagger.checkpoint.config, {})
     assert list((small_disk / "run").iterdir()) == []
     assert "no checkpoint here" in refusal(small_disk / "run")
 
@@ -282,7 +282,7 @@ def test_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
     first, second = tagger_of(VOCABULARY), tagger_of(VOCABULARY, seed=1)
     optimiser, other = optimiser_of(first), optimiser_of(second)
     one_step(first.recogniser, optimiser)
-    save_checkpoint(tmp_path / "checkpoint", first.recogniser, first.checkpoint.config, VOCABULARY, {})
+    save_checkpoint(tmp_path / "checkpoint", first.recogniser, first.checkpoint.config, {})
     remembered, blank = (LabelMemory(LossConfig(kind="role"), rows=3, labels=2, seed=seed) for seed in (0, 1))
     save_training_state(tmp_path, optimiser, remembered, {"epoch": 1, "step": 7})
     assert load_training_state(tmp_path, second.recogniser, other, blank) == {"epoch": 1, "step": 7}
@@ -305,7 +305,7 @@ def test_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
 def test_half_a_training_state_is_refused(tmp_path: Path, missing: str) -> None:
     tagger = tagger_of(VOCABULARY)
     optimiser = optimiser_of(tagger)
-    save_checkpoint(tmp_path / "checkpoint", tagger.recogniser, tagger.checkpoint.config, VOCABULARY, {})
+    save_checkpoint(tmp_path / "checkpoint", tagger.recogniser, tagger.checkpoint.config, {})
     memory = LabelMemory(LossConfig(), rows=3, labels=2)
     save_training_state(tmp_path, optimiser, memory, {})
     (tmp_path / missing).unlink()

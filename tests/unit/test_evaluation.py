@@ -194,7 +194,7 @@ def test_nothing_to_measure(tmp_path: Path) -> None:
 
 def test_validation_while_training(measured: Evaluation, toybox_shards: ShardFolder, tagger: Tagger) -> None:
     seen = toybox_shards.vocabulary.positions("seen")
-    labels_CD = tagger.embed(toybox_shards.vocabulary.subset("seen"))
-    found = validate(tagger.recogniser, batches_of(Rows(toybox_shards), 48), labels_CD, seen)
+    asked = tagger.ask(toybox_shards.vocabulary.subset("seen"))
+    found = validate(tagger.recogniser, batches_of(Rows(toybox_shards), 48), asked, seen)
     assert found == {"validation/map": pytest.approx(row(measured, "sigrl")["seen"]["map"])}
-    assert validate(tagger.recogniser, [], labels_CD, seen) == {}
+    assert validate(tagger.recogniser, [], asked, seen) == {}

@@ -21,10 +21,10 @@ def test_nearest_by_cosine() -> None:
     """Angles of 0, 10, 25 and 90 degrees; lengths say nothing."""
     angles = torch.deg2rad(torch.tensor([0.0, 10.0, 25.0, 90.0]))
     labels = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([1.0, 5.0, 0.1, 2.0])[:, None]
-    edges = nearest(labels, GraphConfig(neighbours=1))
+    edges = nearest(labels, None, GraphConfig(neighbours=1))
     assert edges.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    assert nearest(labels, GraphConfig(neighbours=9)).tolist() == [[1.0] * 4] * 4
-    assert nearest(labels[:1], GraphConfig()).tolist() == [[1.0]]
+    assert nearest(labels, None, GraphConfig(neighbours=9)).tolist() == [[1.0] * 4] * 4
+    assert nearest(labels[:1], None, GraphConfig()).tolist() == [[1.0]]
 
 
 def test_a_label_hears_only_those_it_has_an_edge_to() -> None:
@@ -33,7 +33,7 @@ def test_a_label_hears_only_those_it_has_an_edge_to() -> None:
     labels = torch.randn(7, 6, requires_grad=True)
     graph(labels)[3].sum().backward()
     assert labels.grad is not None
-    heard = nearest(labels, graph.config)[3] > 0
+    heard = nearest(labels, None, graph.config)[3] > 0
     assert torch.equal(labels.grad.abs().sum(1) > 0, heard)
     assert heard.sum() == 3
 

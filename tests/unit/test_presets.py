@@ -13,15 +13,15 @@ import torch
 from sigrl_core import presets
 from sigrl_core.batches import Rows, Slice, epoch_batches, picture_batch
 from sigrl_core.command_line import preset_and_flags
-from sigrl_core.config import LossConfig, ReconstructionConfig, RunConfig, from_json, to_json
+from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, RunConfig, from_json, to_json
 from sigrl_core.corpora import told
 from sigrl_core.errors import ConfigError
 from sigrl_core.losses import LOSSES
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.presets import PRESETS, get_preset
-from sigrl_core.tagger import embed_vocabulary
 from sigrl_core.training import Task, TrainingState, fit
+from sigrl_core.vocabulary import Vocabulary
 from tests.conftest import random_states, vocabulary_of, write_shards
 
 pytestmark = pytest.mark.unit
@@ -102,13 +102,13 @@ def test_every_benchmark_trains_on_its_labels(name: str, tmp_path: Path) -> None
     )
     seen = vocabulary.positions("seen")
     rows = Rows(folder, "all", seen)
-    recogniser = Recogniser.start(load_backbone(config.backbone), config)
+    recogniser = Recogniser.start(load_backbone(config.backbone), config, vocabulary)
     before = {key: value.clone() for key, value in recogniser.state_dict().items()}
-    labels_CD = embed_vocabulary(recogniser.backbone, vocabulary.subset("seen"), config.backbone.prompt_templates)
+    asked = recogniser.ask(vocabulary.subset("seen"))
     told_of: list[dict[str, float]] = []
     fit(
         TrainingState.start(recogniser, config, len(rows), len(seen)),
-        Task(labels_CD=labels_CD, positions=seen, steps_per_epoch=2),
+        Task(asked=asked, positions=seen, steps_per_epoch=2),
         lambda epoch: epoch_batches(
             rows,
             rows.order(0, epoch),
@@ -141,11 +141,15 @@ def test_the_published_recipe() -> None:
         "graph": {
             "kind": "complete",
             "neighbours": 8,
+            "edges": None,
+            "threshold": 0.4,
+            "others": 0.2,
             "layers": 2,
             "hidden": 128,
             "heads": 4,
             "dropout": 0.3,
             "residual": False,
+            "propagation": False,
         },
         "reconstruction": {"enabled": True, "residual": False, "unit_rms": False},
         "scoring": {"patches_kept": 16, "learn_scale": False, "initial_scale": 1.0, "local_candidates": None},
@@ -172,25 +176,29 @@ def test_the_published_recipe() -> None:
     }
 
 
-def test_the_baseline_is_the_same_run_without_reconstruction() -> None:
+def test_the_baseline_is_the_same_run_without_graph_and_reconstruction() -> None:
     quickstart, baseline = get_preset("quickstart"), get_preset("quickstart_mkt")
     assert quickstart.reconstruction.enabled
     assert not baseline.reconstruction.enabled
     assert baseline.training.epochs >= quickstart.training.epochs
     training = dataclasses.replace(baseline.training, epochs=quickstart.training.epochs)
-    assert replace(baseline, reconstruction=quickstart.reconstruction, training=training) == quickstart
+    full = replace(baseline, graph=quickstart.graph, reconstruction=quickstart.reconstruction, training=training)
+    assert full == quickstart
+    assert not baseline.graph.propagation
 
 
 def test_how_reconstruction_is_done_means_nothing_where_it_is_off() -> None:
     """The baseline need not repeat `residual` and `unit_rms`, and has neither label graph nor SVFR."""
     quickstart, baseline = get_preset("quickstart"), get_preset("quickstart_mkt")
-    spelt_out = replace(quickstart, reconstruction=dataclasses.replace(quickstart.reconstruction, enabled=False))
+    spelt_out = replace(
+        quickstart, graph=GraphConfig(), reconstruction=dataclasses.replace(quickstart.reconstruction, enabled=False)
+    )
     assert spelt_out.reconstruction != ReconstructionConfig(enabled=False)
     scores = []
     for config in (baseline, spelt_out):
         torch.manual_seed(0)
-        recogniser = Recogniser.start(load_backbone(config.backbone), config).eval()
+        recogniser = Recogniser.start(load_backbone(config.backbone), config, Vocabulary.of("ab")).eval()
         assert [name for name, _ in recogniser.head.named_parameters()] == ["log_scale", "bias"]
         tokens = recogniser.backbone.encode_frozen(torch.zeros(1, 48, 48, 3, dtype=torch.uint8))
-        scores.append(recogniser(tokens, recogniser.backbone.encode_text([["a"], ["b"]])).scores.scores_BC)
+        scores.append(recogniser(tokens, recogniser.ask(recogniser.vocabulary)).scores.scores_BC)
     assert torch.equal(*scores)

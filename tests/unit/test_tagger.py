@@ -1,6 +1,7 @@
 """The tagger: what one picture gets does not depend on its neighbours in the batch, only on the vocabulary asked."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from PIL import Image
 
 from sigrl_core import images
+from sigrl_core.config import BackboneConfig
 from sigrl_core.demo import toybox
-from sigrl_core.tagger import Tagger, Tags, embed_vocabulary, top_tags
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.tagger import Tagger, Tags, top_tags
 from sigrl_core.vocabulary import Label, Vocabulary
 from tests.conftest import tagger_of
 
@@ -119,10 +122,12 @@ def test_prompts_of_labels_and_the_checkpoints_templates(tagger: Tagger) -> None
     backbone = tagger.recogniser.backbone
     vocabulary = Vocabulary((Label(name="x", prompts=("a red star", "a star")), Label(name="sand", synonyms=("dune",))))
     expected = backbone.encode_text([["a red star", "a star"], ["my sand!", "sand", "my dune!", "dune"]])
-    assert torch.equal(embed_vocabulary(backbone, vocabulary, ("my {}!", "{}")), expected)
-    templates = tagger.checkpoint.config.backbone.prompt_templates
-    assert torch.equal(tagger.embed(vocabulary), embed_vocabulary(backbone, vocabulary, templates))
-    assert not torch.equal(tagger.embed(vocabulary), tagger.embed(Vocabulary.of(["x", "sand"])))
+    config = replace(tagger.checkpoint.config, backbone=BackboneConfig(prompt_templates=("my {}!", "{}")))
+    asked = Recogniser.start(backbone, config, VOCABULARY).ask(vocabulary)
+    assert torch.equal(asked.labels_CD, expected)
+    assert asked.trained_C is not None
+    assert asked.trained_C.tolist() == [-1, VOCABULARY.subset("seen").index["sand"]]
+    assert not torch.equal(tagger.ask(vocabulary).labels_CD, tagger.ask(Vocabulary.of(["x", "sand"])).labels_CD)
 
 
 def test_equal_scores_keep_the_order_of_the_vocabulary() -> None:

@@ -24,13 +24,13 @@ from sigrl_core.config import (
     ScoringConfig,
     TrainingConfig,
 )
+from sigrl_core.demo import toybox
 from sigrl_core.errors import ConfigError
 from sigrl_core.evaluation import validate
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.optim import parameter_groups, set_learning_rate
 from sigrl_core.records import ShardFolder
-from sigrl_core.tagger import embed_vocabulary
 from sigrl_core.training import Metrics, Task, TrainingState, fit, label_subset
 from tests.conftest import write_shards
 
@@ -56,7 +56,8 @@ def changed(**changes: dict[str, Any]) -> RunConfig:
 
 def fresh(config: RunConfig) -> TrainingState:
     torch.manual_seed(0)
-    return TrainingState.start(Recogniser.start(load_backbone(config.backbone), config), config, rows=40, labels=50)
+    recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary())
+    return TrainingState.start(recogniser, config, rows=40, labels=50)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def train(
     count = len(rows) if num_rows is None else num_rows
     seen = folder.vocabulary.positions("seen")
     backbone, batch_size = state.recogniser.backbone, config.training.batch_size
-    labels_CD = embed_vocabulary(backbone, folder.vocabulary.subset("seen"), config.backbone.prompt_templates)
+    asked = state.recogniser.ask(folder.vocabulary.subset("seen"))
     held = HeldFeatures.compute(rows, 48, backbone.encode_frozen) if config.training.hold_features else None
 
     def batches(order: np.ndarray, augment: Any, seed: tuple[int, int]) -> Iterable[Batch]:
@@ -117,7 +118,7 @@ def train(
         return epoch_batches(rows, order[order < count], batch_size, mine, make)
 
     def evaluate(recogniser: Recogniser) -> Metrics:
-        return validate(recogniser, batches(np.arange(count), "none", (0, 0)), labels_CD, seen)
+        return validate(recogniser, batches(np.arange(count), "none", (0, 0)), asked, seen)
 
     def shuffled(epoch: int) -> Iterable[Batch]:
         seed = (config.training.seed, epoch)
@@ -131,7 +132,7 @@ def train(
 
     fit(
         state,
-        Task(labels_CD=labels_CD, positions=seen, steps_per_epoch=num_steps(count, batch_size)),
+        Task(asked=asked, positions=seen, steps_per_epoch=num_steps(count, batch_size)),
         shuffled,
         evaluate,
         report,
@@ -301,7 +302,7 @@ def test_training_that_is_taken_up_again_ends_the_same(
 
     def save_first(state: TrainingState) -> None:
         if state.epoch == 1:
-            save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, shards.vocabulary, {})
+            save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, {})
             save_training_state(tmp_path, state.optimiser, state.memory, {"epoch": state.epoch, "step": state.step})
 
     whole = train(shards, config, straight, num_rows=20, on_report=save_first)

@@ -1,0 +1,128 @@
+"""A configuration and its data, brought to where `training.fit` starts: rows, label graph, model, batches.
+
+Knows files but not Ray: train.py runs it under Ray Train, and anything else may in its own process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
+from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_training_state
+from sigrl_core.config import GraphConfig, RunConfig
+from sigrl_core.evaluation import validate
+from sigrl_core.label_edges import LabelEdges
+from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.records import ShardFolder
+from sigrl_core.training import Metrics, Report, Task, TrainingState, fit
+
+
+class Experiment:
+    """One worker's share of a training.
+
+    Args:
+        config: the experiment.
+        data: shard folder to train on.
+        validation: shard folder to choose the best epoch on; None takes the seeded split that `data` keeps.
+        mine: this worker's share of every batch.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: str,
+        validation: str | None = None,
+        mine: Slice | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, mine = config, mine or Slice()
+        folder = ShardFolder.open(data)
+        self.seen = folder.vocabulary.positions("seen")
+        training_rows, validation_rows = rows_of(folder, validation)
+        torch.manual_seed(config.training.seed)  # random weights are the same on every worker and after a restart
+        edges = label_edges(config.graph, training_rows)
+        recogniser = Recogniser.start(load_backbone(config.backbone), config, folder.vocabulary, edges).to(device)
+        self.training, self.validation = (
+            _Source(rows, recogniser, config, mine) for rows in (training_rows, validation_rows)
+        )
+        self.task = Task(
+            asked=recogniser.ask(folder.vocabulary.subset("seen")),
+            positions=self.seen,
+            steps_per_epoch=num_steps(len(training_rows), config.training.batch_size),
+        )
+        self.state = TrainingState.start(recogniser, config, len(training_rows), len(self.seen))
+
+    def fit(self, report: Report, on_step: Callable[[int, Metrics], None] = lambda step, metrics: None) -> None:
+        """Trains to the configured end; see `training.fit`."""
+        fit(
+            self.state,
+            self.task,
+            self.training.shuffled,
+            lambda model: validate(model, self.validation.in_order(), self.task.asked, self.seen),
+            report,
+            self.config,
+            on_step,
+        )
+
+    def save(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """Writes `checkpoint/` and what `resume` needs into an existing folder."""
+        save_checkpoint(folder / "checkpoint", self.state.recogniser, self.config, metrics)
+        progress = {"epoch": self.state.epoch, "step": self.state.step}
+        save_training_state(folder, self.state.optimiser, self.state.memory, progress)
+
+    def resume(self, folder: Path) -> None:
+        """Goes back to where `save` left it."""
+        progress = load_training_state(folder, self.state.recogniser, self.state.optimiser, self.state.memory)
+        self.state.epoch, self.state.step = progress["epoch"], progress["step"]
+
+
+def rows_of(folder: ShardFolder, validation: str | None) -> tuple[Rows, Rows]:
+    """Rows to train on, without those that show nothing seen, and rows to validate on."""
+    seen = folder.vocabulary.positions("seen")
+    if validation:
+        return Rows(folder, "all", seen), Rows(ShardFolder.open(validation))
+    return Rows(folder, "train", seen), Rows(folder, "validation")
+
+
+def label_edges(config: GraphConfig, rows: Rows) -> LabelEdges | None:
+    """The edges that the label graph of a configuration wants to be given."""
+    vocabulary = rows.folder.vocabulary
+    if config.kind == "cooccurrence":
+        seen = vocabulary.positions("seen")
+        states = (states_NC[:, seen] for states_NC in rows.label_states())
+        return LabelEdges.cooccurrence(vocabulary.subset("seen").names, states, config.threshold, config.others)
+    return LabelEdges.load(config.edges, vocabulary) if config.edges is not None else None
+
+
+class _Source:
+    """Batches of one set of rows for this worker: from pictures, or from features held in memory."""
+
+    def __init__(self, rows: Rows, recogniser: Recogniser, config: RunConfig, mine: Slice) -> None:
+        self.rows, self.config, self.mine = rows, config.training, mine
+        self.size = recogniser.backbone.image_size
+        self.held: HeldFeatures | None = None
+        if self.config.hold_features and len(rows):
+            device = recogniser.device
+            self.held = HeldFeatures.compute(
+                rows, self.size, lambda pixels: recogniser.backbone.encode_frozen(pixels.to(device))
+            )
+
+    def shuffled(self, epoch: int) -> Iterable[Batch]:
+        seed = (self.config.seed, epoch)
+        return self._batches(
+            self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed)
+        )
+
+    def in_order(self) -> Iterable[Batch]:
+        return self._batches(np.arange(len(self.rows)), lambda numbers: picture_batch(self.rows, numbers, self.size))
+
+    def _batches(self, order: np.ndarray, from_pictures: Callable[[np.ndarray], Batch]) -> Iterable[Batch]:
+        make = self.held.batch if self.held else from_pictures
+        return epoch_batches(self.rows, order, self.config.batch_size, self.mine, make)

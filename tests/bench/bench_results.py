@@ -1,0 +1,427 @@
+"""Every loss, label graph, ablation and baseline on the built-in corpus: writes docs/RESULTS.md.
+
+python tests/bench/bench_results.py --out runs/results              # hours on two cores; goes on where it stopped
+python tests/bench/bench_results.py --out runs/results --tables single_positive
+python tests/bench/bench_results.py --out runs/results --only-write # the page from what is there
+python tests/bench/bench_results.py --out runs/results_quick --quick
+
+A row is what its own command gives, `train.py PRESET FLAGS` with one worker, then `evaluate.py`, in this process and so
+without the half minute that two commands take to start. It is measured once for each seed, of pictures, small CLIP and
+head alike; in the table `label_graph` two small CLIPs have three heads each.
+Settings are chosen by the column "validation" alone: mAP of seen labels on the pictures that training holds out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from sigrl_core import storage
+from sigrl_core.checkpoint import is_checkpoint, save_checkpoint
+from sigrl_core.config import QuickstartConfig, RunConfig
+from sigrl_core.demo.toybox import Structure
+from sigrl_core.evaluation import evaluate
+from sigrl_core.experiment import Experiment
+from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.on_ray.quickstart import make_data, preprocess_config, run_config
+from sigrl_core.records import ShardFolder
+from sigrl_core.tagger import Tagger
+from sigrl_core.training import Metrics, TrainingState
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "RESULTS.md"
+COLUMNS = {"validation": "validation", "zsl": "ZSL", "zsl_asked_all": "ZSL, asked all", "gzsl": "GZSL", "seen": "seen"}
+LISTED = "edges.json"
+
+
+@dataclass(frozen=True)
+class Data:
+    """One corpus with its small CLIP."""
+
+    seed: int
+    structure: Structure = "loose"
+    labels: str = "labelled"
+    """`labelled`, or `single_positive`: the same pictures with one label of each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what is changed of a preset.
+
+    Attributes:
+        name: in the table.
+        preset: what it starts from.
+        flags: dotted field -> value.
+        local_candidates: of evaluate.py.
+        measured: which row of the evaluation it is: the checkpoint, or the CLIP it started from.
+    """
+
+    name: str
+    preset: str = "quickstart"
+    flags: dict[str, Any] = field(default_factory=dict)
+    local_candidates: int | None = None
+    measured: str = "sigrl"
+
+    @property
+    def command(self) -> str:
+        if self.measured != "sigrl":
+            return f"evaluate.py, row {self.measured}"
+        flags = "".join(f" {_flag(name, value)}" for name, value in self.flags.items())
+        candidates = f"; evaluate.py --local-candidates {self.local_candidates}" if self.local_candidates else ""
+        return f"train.py {self.preset}{flags}{candidates}"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    text: str
+    rows: list[Row]
+    runs: list[tuple[Data, int]]
+    """(data, seed of the head), each a run of every row."""
+    beside: str
+    """The row that the paired difference of the last column is to, in GZSL or what `measure` says."""
+    measure: str = "gzsl"
+
+
+def _flag(name: str, value: Any) -> str:
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        group, _, last = dashed.rpartition(".")
+        return f"--{dashed}" if value else f"--{group}.no-{last}"
+    return f"--{dashed} {value}"
+
+
+def sigrl(name: str, local_candidates: int | None = None, **flags: Any) -> Row:
+    return Row(name, "quickstart", _dotted(flags), local_candidates)
+
+
+def mkt(name: str, **flags: Any) -> Row:
+    return Row(name, "quickstart_mkt", _dotted(flags))
+
+
+def _dotted(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in flags.items()}
+
+
+NO_GRAPH = {"graph__kind": "none", "graph__propagation": False}
+HALF = {"training__epochs": 3}
+HALF_MKT = {"training__epochs": 6}
+
+
+def tables(seeds: int) -> dict[str, Table]:
+    loose = [(Data(seed), seed) for seed in range(seeds)]
+    zero_shot = [
+        sigrl("SigRL (the preset `quickstart`)"),
+        Row("CLIP, global", measured="clip_global"),
+        Row("CLIP, global + local", measured="clip_global_local"),
+        mkt("MKT-style, twice the epochs (`quickstart_mkt`)"),
+        mkt("MKT-style, as many epochs", training__epochs=6),
+        mkt("MKT-style + propagation (no SVFR)", graph__propagation=True),
+        sigrl("no propagation", graph__propagation=False),
+        sigrl("no graph of features", graph__kind="none"),
+        sigrl("no label graph at all", **NO_GRAPH),
+        sigrl("no distillation", loss__distillation=0.0),
+        sigrl("no learned scale", scoring__learn_scale=False),
+        sigrl(
+            "published form",
+            graph__propagation=False,
+            graph__residual=False,
+            reconstruction__residual=False,
+            reconstruction__unit_rms=False,
+            scoring__learn_scale=False,
+            loss__distillation=1.0,
+        ),
+        mkt("MKT-style, published form", scoring__learn_scale=False, loss__distillation=1.0),
+        sigrl("local branch for 16 candidates", local_candidates=16),
+        sigrl("half the labels a step", training__label_fraction=0.5),
+        sigrl("every block trains", backbone__frozen_blocks=0),
+        mkt("MKT-style, every block trains", backbone__frozen_blocks=0),
+    ]
+    graphs = [
+        sigrl(f"{kind}{', propagation' if spreads else ''}", graph__kind=kind, graph__propagation=spreads, **HALF)
+        for spreads in (False, True)
+        for kind in ("none", "complete", "nearest", "cooccurrence", "listed")
+    ]
+    losses = [sigrl(kind, loss__kind=kind, **HALF) for kind in ("ranking", "bce", "focal", "asymmetric", "pairwise")]
+    single = [
+        sigrl(kind, loss__kind=kind, **HALF, **extra)
+        for kind, extra in {
+            "an": {},
+            "an_ls": {},
+            "wan": {},
+            "epr": {"loss__expected_positives": 4.0},
+            "role": {"loss__expected_positives": 4.0},
+            "em": {},
+            "em_apl": {"loss__soft_warmup_epochs": 1},
+            "em_pl": {},
+            "ll_r": {},
+            "pairwise": {},
+        }.items()
+    ]
+    cheap = [
+        mkt(
+            f"{kind}, MKT-style{', as published' if not scaled else ''}",
+            loss__kind=kind,
+            scoring__learn_scale=scaled,
+            **HALF_MKT,
+            **extra,
+        )
+        for kind, extra in {
+            "an": {},
+            "an_ls": {},
+            "wan": {},
+            "epr": {"loss__expected_positives": 4.0},
+            "role": {"loss__expected_positives": 4.0},
+            "em": {},
+            "em_apl": {"loss__soft_warmup_epochs": 2},
+            "em_pl": {},
+            "ll_r": {},
+        }.items()
+        for scaled in (True, False)
+    ]
+    strong = [(Data(clip, "strong"), head) for clip in range(2) for head in range(3)]
+    graph_study = [
+        sigrl("no label graph", **NO_GRAPH, **HALF),
+        sigrl("complete (published kind)", graph__propagation=False, **HALF),
+        sigrl("co-occurrence", graph__kind="cooccurrence", graph__propagation=False, **HALF),
+        sigrl("propagation alone", graph__kind="none", **HALF),
+        sigrl("complete + propagation", **HALF),
+        mkt("no SVFR, no label graph", **HALF_MKT),
+        mkt("no SVFR, propagation", graph__propagation=True, **HALF_MKT),
+    ]
+    return {
+        "zero_shot": Table(
+            "Zero-shot and generalised zero-shot",
+            "Each row differs from the preset in what its name says.",
+            zero_shot,
+            loose,
+            zero_shot[0].name,
+        ),
+        "label_graph": Table(
+            "Where labels are correlated: what the label graph adds",
+            "Pictures of strong scene structure (`quickstart.py --structure strong`); two small CLIPs, three heads "
+            "each; half the epochs of the preset.",
+            graph_study,
+            strong,
+            graph_study[0].name,
+        ),
+        "graphs": Table(
+            "Label graphs",
+            "Half the epochs of the preset. `listed`: each label hears those that share a word with it.",
+            graphs,
+            loose,
+            graphs[0].name,
+        ),
+        "losses": Table("Losses, all labels known", "Half the epochs of the preset.", losses, loose, losses[0].name),
+        "single_positive": Table(
+            "Single positive labels",
+            "Training pictures carry one of their labels, chosen by content, nothing is known of the others; test and "
+            "validation pictures carry all. `as published`: no learned scale, probabilities inside (0.27, 0.73). "
+            "The last row knows every label (IUN). Half the epochs of the presets.",
+            [*single, *cheap, Row("bce, all labels known", "quickstart", _dotted({"loss__kind": "bce", **HALF}))],
+            [(dataclasses.replace(data, labels="single_positive"), seed) for data, seed in loose],
+            single[0].name,
+            "seen",
+        ),
+    }
+
+
+# ---- running ----
+
+
+class Results:
+    """What was measured so far: a JSON file for each run of each row."""
+
+    def __init__(self, out: Path, quick: bool) -> None:
+        self.out, self.quick = out, quick
+
+    def path(self, row: Row, data: Data, seed: int) -> Path:
+        all_known = row.flags.get("loss.kind") in ("bce", "ranking", "focal", "asymmetric")
+        labels = "labelled" if all_known else data.labels
+        name = "_".join([labels, row.preset, *(f"{k}={v}" for k, v in sorted(row.flags.items()))]).replace("/", "-")
+        return self.home(data) / "rows" / f"{name}_head{seed}"
+
+    def home(self, data: Data) -> Path:
+        return self.out / f"{data.structure}_seed{data.seed}"
+
+    def read(self, row: Row, data: Data, seed: int) -> dict[str, float] | None:
+        path = self.path(row, data, seed) / f"measured_{row.local_candidates}.json"
+        return json.loads(path.read_text())[row.measured] if path.exists() else None
+
+    def measure(self, row: Row, data: Data, seed: int) -> None:
+        """Trains and evaluates, unless that is done."""
+        if self.read(row, data, seed) is not None:
+            return
+        config = self.corpus(data)
+        home, path = self.home(data).absolute(), self.path(row, data, seed).absolute()
+        labels = "labelled" if path.name.startswith("labelled") else data.labels
+        shards = home / "shards" / labels
+        if labels == "single_positive":
+            told = dataclasses.replace(
+                preprocess_config(home, "labelled", "seen"), labels="single-positive", out=str(shards)
+            )
+            preprocess(told)
+        run = changed(run_config(row.preset, config), {"training.seed": seed, **self.flags(row, home)})
+        checkpoint = path / "checkpoint"
+        if not is_checkpoint(checkpoint):
+            train_best(run, str(shards), checkpoint)
+        tagger = Tagger.load(str(checkpoint), local_candidates=row.local_candidates)
+        measured = evaluate(tagger, {}, ShardFolder.open(str(home / "shards" / "test"))).metrics
+        validation = tagger.checkpoint.metrics["selected"]["validation/map"]
+        columns = [column for column in COLUMNS if column != "validation"]
+        found = {each["name"]: {column: 100 * each[column]["map"] for column in columns} for each in measured["rows"]}
+        found["sigrl"]["validation"] = 100 * validation
+        storage.write_json(str(path / f"measured_{row.local_candidates}.json"), found)
+        print(f"{row.name}, {data}, head {seed}: {found[row.measured]}", flush=True)
+
+    def flags(self, row: Row, home: Path) -> dict[str, Any]:
+        flags = dict(row.flags)
+        if self.quick and "training.epochs" in flags:
+            flags["training.epochs"] = 1
+        if flags.get("graph.kind") == "listed":
+            flags["graph.edges"] = str(shared_words(home))
+        return flags
+
+    def corpus(self, data: Data) -> QuickstartConfig:
+        """Makes pictures, small CLIP and shards; a corpus of strong structure takes the CLIP of the loose one."""
+        size = {"captioned": 2000, "labelled": 400, "test": 300, "clip_epochs": 1, "epochs": 1} if self.quick else {}
+        config = QuickstartConfig(out=str(self.home(data)), seed=data.seed, structure=data.structure, **size)
+        clip = self.home(data) / "clip"
+        if data.structure != "loose" and not clip.exists():
+            self.corpus(Data(data.seed))
+            shutil.copytree(self.home(Data(data.seed)) / "clip", clip)
+        make_data(config)
+        return config
+
+
+def train_best(run: RunConfig, shards: str, checkpoint: Path) -> None:
+    """Keeps the epoch that is best on validation pictures."""
+    experiment, best = Experiment(run, shards), -1.0
+
+    def report(metrics: Metrics, state: TrainingState) -> None:
+        nonlocal best
+        if metrics["validation/map"] > best:
+            best = metrics["validation/map"]
+            save_checkpoint(checkpoint, state.recogniser, run, {"selected": metrics, "history": []})
+
+    experiment.fit(report)
+
+
+def shared_words(home: Path) -> Path:
+    """A list of edges as a user may draw it: each label hears those that share a word with it."""
+    from sigrl_core.demo.toybox import vocabulary
+
+    names = vocabulary().names
+    pairs = [(a, b) for a in names for b in names if set(a.split()) & set(b.split())]
+    path = home / LISTED
+    path.write_text(json.dumps([{"label": a, "hears": b} for a, b in pairs]))
+    return path
+
+
+def changed(config: RunConfig, flags: dict[str, Any]) -> RunConfig:
+    for name, value in flags.items():
+        part, _, key = name.partition(".")
+        config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{key: value})})
+    return config
+
+
+# ---- writing ----
+
+
+def values(results: Results, table: Table, row: Row) -> dict[str, np.ndarray]:
+    """column -> the value of each run, nan where it was not measured."""
+    found = [results.read(row, data, seed) or {} for data, seed in table.runs]
+    return {column: np.array([each.get(column, np.nan) for each in found]) for column in COLUMNS}
+
+
+def cell(numbers: np.ndarray) -> str:
+    known = numbers[~np.isnan(numbers)]
+    if not len(known):
+        return "–"
+    spread = f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else ""
+    missing = f" ({len(known)} of {len(numbers)})" if len(known) < len(numbers) else ""
+    return f"{known.mean():.1f}{spread}{missing}"
+
+
+def page(results: Results, chosen: dict[str, Table]) -> str:
+    lines = [
+        "# Results on the built-in corpus",
+        "",
+        f"Written by `python tests/bench/bench_results.py --out runs/results` on {date.today()}; do not edit. "
+        "mAP in percent, mean ± standard deviation over runs. Every run of a row is the command in its last "
+        "column, under `pipelines/`, on a corpus of its own seed. Settings were chosen by the column *validation* (mAP of "
+        "seen labels on pictures held out of training). The column Δ is the paired difference in the measure it names.",
+    ]
+    for table in chosen.values():
+        measure = COLUMNS[table.measure]
+        lines += ["", f"## {table.title}", "", f"{table.text} {len(table.runs)} runs.", ""]
+        lines += [
+            f"| row | {' | '.join(COLUMNS.values())} | Δ {measure} to *{table.beside}* | command |",
+            f"|---|{'---|' * (len(COLUMNS) + 2)}",
+        ]
+        other = next(row for row in table.rows if row.name == table.beside)
+        base = values(results, table, other)[table.measure]
+        for row in table.rows:
+            found = values(results, table, row)
+            gap = "" if row is other else cell(found[table.measure] - base)
+            cells = " | ".join(cell(found[column]) for column in COLUMNS)
+            lines.append(f"| {row.name} | {cells} | {gap} | `{row.command}` |")
+    return "\n".join(lines) + "\n"
+
+
+def figures(results: Results, chosen: dict[str, Table]) -> dict[str, Any]:
+    return {
+        name: {
+            row.name: {
+                column: round(float(np.nanmean(found)), 2)
+                for column, found in values(results, table, row).items()
+                if not np.isnan(found).all()
+            }
+            for row in table.rows
+        }
+        for name, table in chosen.items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/results"))
+    parser.add_argument("--tables", nargs="+", help="some of the tables; all by default")
+    parser.add_argument("--only-write", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="two rows a table, two runs on small corpora: checks the script"
+    )
+    options = parser.parse_args(arguments)
+    everything = tables(2 if options.quick else 3)
+    if options.quick:
+        everything = {
+            name: dataclasses.replace(table, rows=table.rows[:2], runs=table.runs[:2])
+            for name, table in everything.items()
+        }
+    chosen = {name: everything[name] for name in options.tables or everything}
+    results = Results(options.out, options.quick)
+    target = options.out / "RESULTS.md" if options.quick else PAGE
+    for table in {} if options.only_write else chosen.values():
+        for data, seed in dict.fromkeys(table.runs):  # a whole seed first: half a table can be read
+            for row in table.rows:
+                results.measure(row, data, seed)
+                target.write_text(page(results, everything))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(results, everything))
+    print(f"written: {target}")
+    print(json.dumps(figures(results, chosen)))
+
+
+if __name__ == "__main__":
+    main()
