@@ -7,6 +7,7 @@
     vocabulary.json       the labels it was trained with, seen and unseen
     label_edges.json      edges between labels, for label graphs that use such
     metrics.json          what training measured
+    calibration.json      how scores become probabilities, once calibrate.py has run
 
 The small CLIP of the built-in corpus lies in the same kind of folder, without a head (kind `clip`).
 Training state lies apart, see `save_training_state`.
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sigrl_core import __version__, storage
+from sigrl_core.calibration import Calibration
 from sigrl_core.config import RunConfig, from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
 from sigrl_core.label_edges import LabelEdges
@@ -49,6 +51,7 @@ SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.json"
 EDGES_FILE = "label_edges.json"
+CALIBRATION_FILE = "calibration.json"
 Kind = Literal["sigrl", "clip"]
 
 
@@ -60,6 +63,7 @@ class Checkpoint:
     recogniser: Recogniser
     config: RunConfig
     metrics: dict[str, Any]
+    calibration: Calibration | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -132,6 +136,26 @@ def publish_checkpoint(folder: Path, uri: str, history: list[dict[str, Any]]) ->
     storage.write_json(storage.join(uri, MANIFEST_FILE), manifest)
 
 
+def add_calibration(uri: str, calibration: Calibration) -> None:
+    """Writes a calibration into a checkpoint, its manifest last, so that a half-written one is never read.
+
+    Args:
+        uri: `Checkpoint.uri`; local or s3://.
+    """
+    manifest = storage.read_json(storage.join(uri, MANIFEST_FILE))
+    manifest["files"].pop(CALIBRATION_FILE, None)
+    storage.write_json(storage.join(uri, MANIFEST_FILE), manifest)
+    data = calibration.to_json().encode()
+    storage.write_bytes(storage.join(uri, CALIBRATION_FILE), data)
+    manifest["files"][CALIBRATION_FILE] = sha256_of(data)
+    storage.write_json(storage.join(uri, MANIFEST_FILE), manifest)
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """The files of a checkpoint that its manifest vouches for, with their hashes."""
+    return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+
+
 def _metrics_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, indent=1, sort_keys=True) + "\n"
 
@@ -156,16 +180,20 @@ def load_checkpoint(uri: str) -> Checkpoint:
             description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
             backbone = backbone_from_description(description, config.backbone.frozen_blocks)
             edges = None
-            if (folder / EDGES_FILE).is_file():
+            if EDGES_FILE in _listed(folder):
                 edges = LabelEdges.parse((folder / EDGES_FILE).read_text(encoding="utf-8"), f"{where}/{EDGES_FILE}")
             recogniser = Recogniser(backbone, backbone.teacher(), config, vocabulary, edges)
             recogniser.load_state_dict(load_file(folder / WEIGHTS_FILE))
             metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+            calibration = None
+            if CALIBRATION_FILE in _listed(folder):  # not one that was still being written
+                text = (folder / CALIBRATION_FILE).read_text(encoding="utf-8")
+                calibration = Calibration.parse(text, vocabulary, f"{where}/{CALIBRATION_FILE}")
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
             raise CheckpointError(
                 f"{where}: cannot be loaded ({error}); train again or copy the folder again"
             ) from error
-    return Checkpoint(uri=where, recogniser=recogniser.eval(), config=config, metrics=metrics)
+    return Checkpoint(uri=where, recogniser=recogniser.eval(), config=config, metrics=metrics, calibration=calibration)
 
 
 def load_clip(folder: str | Path) -> Backbone:

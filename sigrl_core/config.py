@@ -321,6 +321,31 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """How scores become probabilities, and probabilities tags, from which held-out pictures."""
+
+    checkpoint: str
+    """The --out of train.py, or a checkpoint folder; local or s3://. The calibration is written into it."""
+    data: str
+    """Labelled shard folder of the checkpoint's vocabulary."""
+    part: Literal["validation", "all"] = "validation"
+    """Pictures of it: those that its training held out, or all, for shards that nothing was trained on."""
+    method: Literal["platt", "isotonic"] = "platt"
+    goal: Literal["f1", "precision", "recall"] = "f1"
+    """What the threshold of each label is chosen for: the best F1, or `at` least so much precision or recall."""
+    at: float = 0.9
+    min_examples: int = 10
+    """Held-out pictures that must show a label, and as many that must not, for a curve of its own."""
+    platt_strength: float = 1.0
+    """Inverse strength of scikit-learn's L2 penalty on Platt's slope, for logits of unit variance."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.at <= 1, "at", self.at, "in (0, 1]")
+        _require(self.min_examples >= 1, "min_examples", self.min_examples, "1 or more")
+        _require(self.platt_strength > 0, "platt_strength", self.platt_strength, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TagConfig:
     """From pictures to tags: what goes into every row, and so into the plan that a second run must agree with."""
 
@@ -332,15 +357,20 @@ class TagConfig:
     """Folder to write."""
     vocabulary: str | None = None
     """Label file to ask with, see vocabulary.Vocabulary.parse; None takes the checkpoint's labels, seen and unseen."""
-    top_k: int = 5
-    """Tags for each picture."""
+    top_k: int | None = None
+    """Tags for each picture, 5 where nothing is said; with a threshold at most so many."""
+    threshold: float | Literal["calibrated"] | None = None
+    """Tags are the labels whose calibrated probability is so much or more, `calibrated`: as much as calibrate.py chose
+    for each label; their scores are probabilities then. None takes the best labels, whatever they score."""
     local_candidates: int | None = None
     """As scoring.local_candidates, for a large vocabulary; None is how the checkpoint was trained."""
     rows_per_part: int = 1000
     """Pictures per output file."""
 
     def __post_init__(self) -> None:
-        _require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
+        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or more, or None")
+        if isinstance(self.threshold, float):
+            _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1], or calibrated")
         _require_candidates(self.local_candidates, "local_candidates")
         _require(self.rows_per_part >= 1, "rows_per_part", self.rows_per_part, "1 or more")
 

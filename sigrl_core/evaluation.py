@@ -13,22 +13,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sigrl_core.batches import Batch, Rows, Slice, epoch_batches, picture_batch
+from sigrl_core.calibration import Calibration, fit_calibration, sigmoid
+from sigrl_core.checkpoint import add_calibration
+from sigrl_core.config import CalibrateConfig
 from sigrl_core.errors import CheckpointError, ShardError
-from sigrl_core.metrics import average_precision, mean_average_precision, precision_recall_f1_at_k
+from sigrl_core.metrics import (
+    average_precision,
+    expected_calibration_error,
+    f1_per_label,
+    mean_average_precision,
+    precision_recall_f1_at_k,
+    reliability,
+)
 from sigrl_core.model import scoring
 from sigrl_core.model.asked import Asked
 from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.progress import progress_line
 from sigrl_core.records import ShardFolder
 from sigrl_core.tagger import Tagger
 from sigrl_core.training import gather_rows, tokens_of
-from sigrl_core.vocabulary import Vocabulary
+from sigrl_core.vocabulary import Split, Vocabulary
 
 PROTOCOLS = ("zsl", "zsl_asked_all", "gzsl", "seen")
 TOP_K = (3, 5)
@@ -74,7 +85,8 @@ def evaluate(
     """Scores every picture of a shard folder with a checkpoint, others beside it, and the CLIP it started from.
 
     Args:
-        tagger: the checkpoint under test; gives the rows `sigrl`, `clip_global` and `clip_global_local`.
+        tagger: the checkpoint under test; gives the rows `sigrl`, `sigrl_independent` (scores that do not depend on the
+            vocabulary asked), `clip_global` and `clip_global_local`.
         compare: row name -> another checkpoint, trained with the same vocabulary.
         folder: labelled shards of the checkpoint's vocabulary.
         on_progress: called with the number of pictures done since the last call.
@@ -96,6 +108,7 @@ def evaluate(
     asked = [p for p in PROTOCOLS if columns(vocabulary, p) and p != "zsl_asked_all"]
     scorers: dict[str, tuple[Tagger, Scorer]] = {
         "sigrl": (tagger, tagger.score),
+        "sigrl_independent": (tagger, tagger.logits),
         "clip_global": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=False)),
         "clip_global_local": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=True)),
         **{name: (other, other.score) for name, other in compare.items()},
@@ -108,14 +121,15 @@ def evaluate(
         states.append(batch.states_BC.numpy())
         tokens = {id(t): tokens_of(t.recogniser, batch) for t in {id(t): t for t, _ in scorers.values()}.values()}
         for name, (owner, score) in scorers.items():
-            for protocol in asked:
+            for protocol in ("gzsl",) if name == "sigrl_independent" else asked:
                 collected[name][protocol].append(score(tokens[id(owner)], asked_vocabulary(vocabulary, protocol)))
         on_progress(len(batch.uris))
     states_NC = np.concatenate(states)
-    scores = {name: {p: np.concatenate(parts) for p, parts in by.items()} for name, by in collected.items()}
-    if "zsl" in asked:
-        for by in scores.values():
-            by["zsl_asked_all"] = by["gzsl"][:, vocabulary.positions("unseen")]
+    scores = {name: {p: np.concatenate(parts) for p, parts in by.items() if parts} for name, by in collected.items()}
+    for by in scores.values():
+        for protocol in PROTOCOLS:
+            if columns(vocabulary, protocol):  # of what does not depend on what was asked, part of the answer
+                by.setdefault(protocol, by["gzsl"][:, columns(vocabulary, protocol)])
     metrics = {
         "rows": [{"name": name, **_measured(by, states_NC, vocabulary)} for name, by in scores.items()],
         "per_label": {
@@ -126,9 +140,67 @@ def evaluate(
         "labels": {"seen": len(vocabulary.positions("seen")), "unseen": len(vocabulary.positions("unseen"))},
         "vocabulary_hash": vocabulary.hash,
         "data": folder.uri,
+        "calibration": _calibrated(tagger, scores["sigrl_independent"]["gzsl"], states_NC),
         "checkpoints": {"sigrl": tagger.checkpoint.uri, **{name: t.checkpoint.uri for name, t in compare.items()}},
     }
     return Evaluation(metrics=metrics, vocabulary=vocabulary, uris=uris, states_NC=states_NC, scores=scores)
+
+
+def _calibrated(tagger: Tagger, logits_NC: np.ndarray, states_NC: np.ndarray) -> dict[str, dict[str, Any]] | None:
+    """Probabilities before and after calibration, and tags by one threshold and by each label's own; None without it.
+
+    F1 is the mean over the labels that occur; `reliability` has (mean probability, share present) of each bin.
+    """
+    calibration, vocabulary = tagger.checkpoint.calibration, tagger.vocabulary
+    if calibration is None:
+        return None
+    raw_NC, probability_NC = sigmoid(logits_NC), calibration.probabilities(logits_NC, vocabulary.names)
+    thresholds_C, found = calibration.thresholds(vocabulary.names), {}
+    for split in get_args(Split):
+        chosen = np.array(vocabulary.positions(split), int)
+        chosen = chosen[(states_NC[:, chosen] > 0).any(0)]
+        if len(chosen):
+            truth = states_NC[:, chosen]
+            tagged = {
+                "f1_raw_half": raw_NC[:, chosen] >= 0.5,
+                "f1_half": probability_NC[:, chosen] >= 0.5,
+                "f1_thresholds": probability_NC[:, chosen] >= thresholds_C[chosen],
+            }
+            found[split] = {
+                "ece_before": expected_calibration_error(raw_NC[:, chosen], truth),
+                "ece_after": expected_calibration_error(probability_NC[:, chosen], truth),
+                **{name: float(f1_per_label(by, truth).mean()) for name, by in tagged.items()},
+                "reliability": {
+                    name: np.stack(reliability(by[:, chosen], truth)[:2], axis=1).tolist()
+                    for name, by in (("before", raw_NC), ("after", probability_NC))
+                },
+            }
+    return found
+
+
+def calibrate(config: CalibrateConfig) -> Calibration:
+    """Fits a calibration on held-out pictures and writes it into the checkpoint.
+
+    Raises:
+        CheckpointError, ShardError: inputs that cannot be used, or of different vocabularies; too few examples.
+    """
+    tagger, folder = Tagger.load(config.checkpoint), ShardFolder.open(config.data)
+    check_vocabulary(folder, tagger.vocabulary, tagger.checkpoint.uri)
+    rows = Rows(folder, config.part)
+    if not len(rows):
+        raise ShardError(
+            f"{folder.uri}: no pictures to calibrate on (part {config.part}); preprocess with --validation-fraction "
+            "above 0, or take shards that nothing was trained on with --part all"
+        )
+    logits, states = [], []
+    with progress_line("calibrate", len(rows), unit="pictures") as advance:
+        for batch in batches_of(rows, tagger.recogniser.backbone.image_size):
+            logits.append(tagger.logits(tokens_of(tagger.recogniser, batch), tagger.vocabulary))
+            states.append(batch.states_BC.numpy())
+            advance(len(batch.uris))
+    calibration = fit_calibration(np.concatenate(logits), np.concatenate(states), tagger.vocabulary, config)
+    add_calibration(tagger.checkpoint.uri, calibration)
+    return calibration
 
 
 def asked_vocabulary(vocabulary: Vocabulary, protocol: str) -> Vocabulary:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int8
+from jaxtyping import Bool, Float, Int8
 from numpy.typing import NDArray
 
 
@@ -26,6 +26,17 @@ class Curve(NamedTuple):
     precision: NDArray
     recall: NDArray
     thresholds: NDArray
+
+
+class Reliability(NamedTuple):
+    """One point for each bin of probabilities that is not empty."""
+
+    probability: NDArray
+    """Mean probability of its entries."""
+    present: NDArray
+    """Share of them that are present."""
+    entries: NDArray
+    """How many they are."""
 
 
 def average_precision(
@@ -83,6 +94,39 @@ def precision_recall_curve(scores_NC: Float[np.ndarray, "N C"], states_NC: Int8[
     scores, hits = scores[order], np.cumsum(positive[order])
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each run of ties
     return Curve(hits[last] / (last + 1), hits[last] / hits[-1], scores[last])
+
+
+def expected_calibration_error(
+    probabilities_NC: Float[np.ndarray, "N C"], states_NC: Int8[np.ndarray, "N C"], bins: int = 15
+) -> float:
+    """How far probabilities are from how often they come true, over all known entries together; nan without any.
+
+    Entries fall into `bins` of equal width; |mean probability - share present| of each, weighted by its entries
+    (Guo et al. 2017, eq. 3).
+    """
+    points = reliability(probabilities_NC, states_NC, bins)
+    if not len(points.entries):
+        return float("nan")
+    return float(np.average(np.abs(points.probability - points.present), weights=points.entries))
+
+
+def reliability(
+    probabilities_NC: Float[np.ndarray, "N C"], states_NC: Int8[np.ndarray, "N C"], bins: int = 15
+) -> Reliability:
+    """What `expected_calibration_error` averages: one point for each bin that holds a known entry."""
+    known_NC = np.asarray(states_NC) != 0
+    probabilities, present = np.asarray(probabilities_NC, np.float64)[known_NC], np.asarray(states_NC)[known_NC] > 0
+    of = np.minimum((probabilities * bins).astype(int), bins - 1)
+    count, said, came = (np.bincount(of, weights, bins) for weights in (None, probabilities, present))
+    used = count > 0
+    return Reliability(said[used] / count[used], came[used] / count[used], count[used])
+
+
+def f1_per_label(tagged_NC: Bool[np.ndarray, "N C"], states_NC: Int8[np.ndarray, "N C"]) -> Float[np.ndarray, " C"]:
+    """F1 of each label over the images whose state is known; 0 where nothing is tagged or present."""
+    known_NC, present_NC = np.asarray(states_NC) != 0, np.asarray(states_NC) > 0
+    hits, tagged = (tagged_NC & present_NC).sum(0), (tagged_NC & known_NC).sum(0)
+    return 2 * hits / np.maximum(tagged + present_NC.sum(0), 1)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,10 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from sigrl_core import images
+from sigrl_core.calibration import Calibration
 from sigrl_core.checkpoint import Checkpoint, load_checkpoint
-from sigrl_core.errors import ImageError
+from sigrl_core.errors import CheckpointError, ImageError
 from sigrl_core.model.asked import Asked
 from sigrl_core.vocabulary import Vocabulary
+
+DEFAULT_TOP_K = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,8 @@ class Tags:
 
     Attributes:
         labels: the best labels first.
-        scores: of each. They rank labels within the vocabulary asked and are no probabilities.
+        scores: of each. They rank labels within the vocabulary asked and are no probabilities, unless a threshold was
+            asked for, when they are.
         error: one of images.REASONS, or empty.
     """
 
@@ -35,7 +40,8 @@ class Tags:
 class Tagger:
     """A checkpoint ready to tag.
 
-    Scores depend on the whole vocabulary asked: both norms of a score run over its labels, and SVFR sums over them.
+    Published scores depend on the whole vocabulary asked: both norms of a score run over its labels, and SVFR sums over
+    them. `logits` and `probabilities` do not: sums and norms are those of the labels that it was trained on.
 
     Args:
         checkpoint: what `load_checkpoint` gives.
@@ -80,15 +86,56 @@ class Tagger:
         """Scores [B,C] in the order of the vocabulary."""
         return self.recogniser(tokens_BNW, self.ask(vocabulary)).scores.scores_BC.float().cpu().numpy()
 
+    @torch.no_grad()
+    def logits(self, tokens_BNW: Tensor, vocabulary: Vocabulary) -> np.ndarray:
+        """Scores [B,C] of which each depends on its own label alone, scaled as training scaled them.
+
+        For labels trained on alone they rank as published. What more labels cost is little: reconstruction is over the
+        labels trained on, however many are asked.
+        """
+        scores = self.recogniser(tokens_BNW, self.ask(vocabulary), self._reference).scores
+        return scores.logits_BC.float().cpu().numpy()
+
+    @property
+    def _reference(self) -> Asked:
+        """The labels trained on; all where none are seen."""
+        seen = self.vocabulary.subset("seen")
+        return self.ask(seen if len(seen) else self.vocabulary)
+
+    def probabilities(self, tokens_BNW: Tensor, vocabulary: Vocabulary) -> np.ndarray:
+        """Calibrated probabilities [B,C]; labels that calibrate.py did not see share its fallback.
+
+        Raises:
+            CheckpointError: the checkpoint is not calibrated.
+        """
+        return self.calibration.probabilities(self.logits(tokens_BNW, vocabulary), vocabulary.names)
+
+    @property
+    def calibration(self) -> Calibration:
+        if self.checkpoint.calibration is None:
+            raise CheckpointError(
+                f"{self.checkpoint.uri}: not calibrated, so it has no probabilities; run calibrate.py --checkpoint "
+                f"{self.checkpoint.uri} --data with held-out labelled shards"
+            )
+        return self.checkpoint.calibration
+
     def tag(
-        self, pictures: Sequence[bytes | Image.Image], vocabulary: Vocabulary | None = None, top_k: int = 5
+        self,
+        pictures: Sequence[bytes | Image.Image],
+        vocabulary: Vocabulary | None = None,
+        top_k: int | None = None,
+        threshold: float | Literal["calibrated"] | None = None,
     ) -> list[Tags]:
         """Tags pictures; one that cannot be read gives a reason and does not disturb the others.
 
         Args:
             pictures: encoded files or Pillow images.
             vocabulary: labels to ask with; None takes the checkpoint's own.
-            top_k: tags for each picture, best first; all labels where there are fewer.
+            top_k: tags for each picture, best first; 5 without a threshold, with one as many as pass it.
+            threshold: least probability of a tag, or `calibrated`: each label's own; None takes the best labels.
+
+        Raises:
+            CheckpointError: a threshold, and the checkpoint is not calibrated.
         """
         vocabulary = self.vocabulary if vocabulary is None else vocabulary
         size = self.recogniser.backbone.image_size
@@ -101,13 +148,21 @@ class Tagger:
             except ImageError as error:
                 results.append(Tags(labels=[], scores=[], error=error.reason))
         if readable:
-            scores_BC = self.score(self.encode(torch.from_numpy(np.stack(readable))), vocabulary)
-            tagged = iter([top_tags(scores_C, vocabulary, top_k) for scores_C in scores_BC])
+            tokens_BNW = self.encode(torch.from_numpy(np.stack(readable)))
+            if threshold is None:
+                scores_BC, least = self.score(tokens_BNW, vocabulary), -np.inf
+                top_k = DEFAULT_TOP_K if top_k is None else top_k
+            else:
+                scores_BC = self.probabilities(tokens_BNW, vocabulary)
+                least = self.calibration.thresholds(vocabulary.names) if threshold == "calibrated" else threshold
+            tagged = iter([top_tags(scores_C, vocabulary, top_k, least) for scores_C in scores_BC])
             results = [result or next(tagged) for result in results]
         return [result for result in results if result is not None]
 
 
-def top_tags(scores_C: np.ndarray, vocabulary: Vocabulary, top_k: int) -> Tags:
-    """The `top_k` best labels; equal scores keep the vocabulary's order."""
-    best = np.argsort(-scores_C, kind="stable")[:top_k]
+def top_tags(
+    scores_C: np.ndarray, vocabulary: Vocabulary, top_k: int | None, least: float | np.ndarray = -np.inf
+) -> Tags:
+    """The `top_k` best labels that score at least `least`, a number or one a label; equal scores keep their order."""
+    best = [c for c in np.argsort(-scores_C, kind="stable") if (scores_C >= least)[c]][:top_k]
     return Tags(labels=[vocabulary.labels[c].name for c in best], scores=[float(scores_C[c]) for c in best])

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +34,8 @@ TAGS_SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),  # below `config.images`
         pa.field("labels", pa.list_(pa.string()), nullable=False),  # best first
-        pa.field("scores", pa.list_(pa.float32()), nullable=False),  # rank within the vocabulary asked
+        # rank within the vocabulary asked; with a threshold they are probabilities
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
         pa.field("error", pa.string(), nullable=False),  # one of images.REASONS, or empty
     ]
 )
@@ -55,6 +56,8 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
     """
     checkpoint = load_checkpoint(config.checkpoint)
     vocabulary = checkpoint.vocabulary if config.vocabulary is None else Vocabulary.load(config.vocabulary)
+    if config.threshold is not None:
+        Tagger(checkpoint).calibration  # noqa: B018  # refused before anything is written
     images, out = storage.absolute(config.images), storage.absolute(config.out)
     uris = [row.uri for row in list_corpus(images).rows]
     parts = plan_parts(len(uris), config.rows_per_part)
@@ -64,6 +67,7 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         "model": sha256_of(storage.read_bytes(storage.join(checkpoint.uri, "manifest.json"))),
         "vocabulary": vocabulary.hash,
         "top_k": config.top_k,
+        "threshold": config.threshold,
         "local_candidates": config.local_candidates,
         "rows_per_part": config.rows_per_part,
     }
@@ -73,7 +77,8 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         return storage.read_json(where)
     connect()
     load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
-    make_work = partial(_worker, load, vocabulary, config.top_k, images, out, uris)
+    asked = _Question(vocabulary, config.top_k, config.threshold)
+    make_work = partial(_worker, load, asked, images, out, uris)
     commits = storage.join(out, _WORK, "commits")
     run_parts(parts, make_work, commits, label="tag", actors=True, workers=min(workers, len(parts)))
     return _finish(out, plan, parts, commits)
@@ -85,20 +90,24 @@ def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
         raise StorageError(f"{out}: was started with another {what}; delete the folder or choose another --out")
 
 
-def _worker(
-    load: Callable[[], Tagger], vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str]
-) -> Work:
+class _Question(NamedTuple):
+    """What is asked of every picture; see `Tagger.tag`."""
+
+    vocabulary: Vocabulary
+    top_k: int | None
+    threshold: float | Literal["calibrated"] | None
+
+
+def _worker(load: Callable[[], Tagger], asked: _Question, images: str, out: str, uris: list[str]) -> Work:
     tagger = load()
-    return partial(_tag_part, tagger, vocabulary, top_k, images, out, uris)
+    return partial(_tag_part, tagger, asked, images, out, uris)
 
 
-def _tag_part(
-    tagger: Tagger, vocabulary: Vocabulary, top_k: int, images: str, out: str, uris: list[str], part: Part
-) -> dict[str, Any]:
+def _tag_part(tagger: Tagger, asked: _Question, images: str, out: str, uris: list[str], part: Part) -> dict[str, Any]:
     mine = uris[part.start : part.stop]
     results: list[Tags] = []
     for start in range(0, len(mine), BATCH_SIZE):
-        results += _tag_batch(tagger, vocabulary, top_k, images, mine[start : start + BATCH_SIZE])
+        results += _tag_batch(tagger, asked, images, mine[start : start + BATCH_SIZE])
     table = pa.table(
         {
             "uri": mine,
@@ -115,7 +124,7 @@ def _tag_part(
     return {"name": name, "rows": len(mine), "sha256": sha256_of(data), "errors": dict(sorted(errors.items()))}
 
 
-def _tag_batch(tagger: Tagger, vocabulary: Vocabulary, top_k: int, images: str, uris: list[str]) -> list[Tags]:
+def _tag_batch(tagger: Tagger, asked: _Question, images: str, uris: list[str]) -> list[Tags]:
     pictures: list[bytes] = []
     unreachable: set[int] = set()
     for number, uri in enumerate(uris):
@@ -125,7 +134,7 @@ def _tag_batch(tagger: Tagger, vocabulary: Vocabulary, top_k: int, images: str, 
             if storage.is_transient(error):
                 raise
             unreachable.add(number)
-    tagged = iter(tagger.tag(pictures, vocabulary, top_k))
+    tagged = iter(tagger.tag(pictures, *asked))
     missing = Tags(labels=[], scores=[], error="unreachable")
     return [missing if number in unreachable else next(tagged) for number in range(len(uris))]
 

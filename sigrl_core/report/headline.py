@@ -10,6 +10,7 @@ from sigrl_core.report.markup import counted, definitions, escape, percent, scro
 
 TITLES = {
     "sigrl": "SigRL",
+    "sigrl_independent": "SigRL, any vocabulary",
     "mkt_style": "MKT-style",
     "clip_global": "CLIP, global",
     "clip_global_local": "CLIP, global + local",

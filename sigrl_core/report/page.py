@@ -18,7 +18,7 @@ from sigrl_core.records import ABSENT, PRESENT, UNKNOWN, ShardFolder
 from sigrl_core.report import headline
 from sigrl_core.report.charts import Line, line_chart, line_legend
 from sigrl_core.report.label_graph import label_graph
-from sigrl_core.report.markup import counted, definitions, escape, legend, marked, note, percent
+from sigrl_core.report.markup import counted, definitions, escape, legend, marked, note, percent, scrollable
 from sigrl_core.tagger import Tagger, top_tags
 
 MAX_BARS = 80
@@ -53,6 +53,7 @@ def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, hi
         training=_training(history),
         bars=_bars(evaluation),
         curves=_curves(evaluation),
+        calibration=_calibration(evaluation),
         graph=label_graph(evaluation, tagger),
         pictures=_pictures(evaluation, folder),
         facts=_facts(evaluation, tagger),
@@ -145,6 +146,38 @@ def _curves(evaluation: Evaluation) -> str:
     title = "Precision over recall, in percent"
     chart = line_chart(title, lines, x_title="recall (%)", y_title="precision (%)", percent=True)
     return f'<figure class="wide">{line_legend(lines)}{chart}</figure>'
+
+
+def _calibration(evaluation: Evaluation) -> str:
+    found = evaluation.metrics["calibration"]
+    if found is None:
+        return note("Scores rank labels and are no probabilities. calibrate.py makes probabilities of them.")
+    figures, rows = "", ""
+    for split, values in found.items():
+        lines = [Line("as told = as it comes true", [(0.0, 0.0), (100.0, 100.0)])]
+        lines += [
+            Line(f"{name} (error {percent(values[f'ece_{name}'])})", [(100 * x, 100 * y) for x, y in points])
+            for name, points in values["reliability"].items()
+        ]
+        title = f"{split.capitalize()} labels"
+        chart = line_chart(f"{title}: share present over probability", lines, x_title="probability (%)", percent=True)
+        figures += f"<figure><figcaption><h3>{title}</h3>{line_legend(lines)}</figcaption>{chart}</figure>"
+        cells = "".join(f"<td>{percent(values[f'f1_{name}'])}</td>" for name in ("raw_half", "half", "thresholds"))
+        rows += f'<tr><th scope="row">{title}</th>{cells}</tr>'
+    heads = ("F1, score as probability, tag from 50", "F1, calibrated, from 50", "F1, calibrated, own thresholds")
+    return (
+        note(
+            "Over all pictures and labels together, how often a label of some probability is there; in brackets the "
+            "expected calibration error. All in percent, by scores that do not depend on the vocabulary asked."
+        )
+        + f'<div class="panels">{figures}</div>'
+        + scrollable(
+            "F1 by threshold",
+            '<table class="headline"><thead><tr><td></td>'
+            + "".join(f'<th scope="col">{head}</th>' for head in heads)
+            + f"</tr></thead><tbody>{rows}</tbody></table>",
+        )
+    )
 
 
 def _pictures(evaluation: Evaluation, folder: ShardFolder) -> str:

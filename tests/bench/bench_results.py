@@ -360,8 +360,8 @@ def page(results: Results, chosen: dict[str, Table]) -> str:
         "",
         f"Written by `python tests/bench/bench_results.py --out runs/results` on {date.today()}; do not edit. "
         "mAP in percent, mean ± standard deviation over runs. Every run of a row is the command in its last "
-        "column, under `pipelines/`, on a corpus of its own seed. Settings were chosen by the column *validation* (mAP of "
-        "seen labels on pictures held out of training). The column Δ is the paired difference in the measure it names.",
+        "column, under `pipelines/`, on a corpus of its own seed. Settings were chosen by the column *validation* (mAP "
+        "of seen labels on pictures held out of training). Δ is the paired difference in the measure it names.",
     ]
     for table in chosen.values():
         measure = COLUMNS[table.measure]

@@ -68,7 +68,7 @@ def test_it_is_one_file_that_runs_nothing(browser: Browser, address: str) -> Non
 def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> None:
     page = Visit(browser, address).page
     assert page.locator(".headline tbody tr th").all_inner_texts() == [
-        "SigRL", "MKT-style", "CLIP, global", "CLIP, global + local",
+        "SigRL", "SigRL, any vocabulary", "MKT-style", "CLIP, global", "CLIP, global + local",
     ]  # fmt: skip
     assert page.locator(".headline tbody tr").first.locator("td").count() == 8
     pictures = page.evaluate("[...document.images].map(image => [image.complete, image.naturalWidth, image.alt])")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 SIZES = ("--captioned", "512", "--labelled", "200", "--test", "100", "--clip-epochs", "1", "--epochs", "2")
-ROWS = ["sigrl", "clip_global", "clip_global_local", "mkt_style"]
+ROWS = ["sigrl", "sigrl_independent", "clip_global", "clip_global_local", "mkt_style"]
 
 
 class Chain(NamedTuple):

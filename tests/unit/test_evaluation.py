@@ -51,7 +51,7 @@ def micro(tags: list[set[str]], truth: list[set[str]]) -> tuple[float, float, fl
 
 def test_rows_and_keys(measured: Evaluation, toybox_shards: ShardFolder, tagger: Tagger) -> None:
     rows = measured.metrics["rows"]
-    assert [row["name"] for row in rows] == ["sigrl", "clip_global", "clip_global_local", "mkt_style"]
+    assert [row["name"] for row in rows] == ["sigrl", "sigrl_independent", "clip_global", "clip_global_local", "mkt_style"]
     for row in rows:
         assert set(row) == {"name", "zsl", "zsl_asked_all", "gzsl", "seen"}
         assert all(set(row[protocol]) == {"map", *AT_K} for protocol in set(row) - {"name"})
@@ -62,6 +62,7 @@ def test_rows_and_keys(measured: Evaluation, toybox_shards: ShardFolder, tagger:
     assert measured.metrics["checkpoints"] == {"sigrl": "runs/a & b", "mkt_style": "runs/a & b"}
     assert [row["name"] for row in evaluate(tagger, {}, toybox_shards).metrics["rows"]] == [
         "sigrl",
+        "sigrl_independent",
         "clip_global",
         "clip_global_local",
     ]
@@ -100,7 +101,7 @@ def test_unseen_labels_among_all(measured: Evaluation, toybox_shards: ShardFolde
         np.testing.assert_array_equal(by["zsl_asked_all"], by["gzsl"][:, unseen])
         assert by["zsl"].shape == by["zsl_asked_all"].shape == (40, 16)
         depends_on_what_was_asked = not np.allclose(by["zsl"], by["zsl_asked_all"])
-        assert depends_on_what_was_asked == (name != "clip_global")
+        assert depends_on_what_was_asked == (name not in ("clip_global", "sigrl_independent"))
     scores, truth = measured.scores["sigrl"]["gzsl"][:, unseen], measured.states_NC[:, unseen] > 0
     expected = [average_precision_score(truth[:, c], scores[:, c]) for c in range(16) if truth[:, c].any()]
     assert row(measured, "sigrl")["zsl_asked_all"]["map"] == pytest.approx(np.mean(expected))
@@ -145,7 +146,7 @@ def test_without_unseen_labels(tmp_path: Path) -> None:
     vocabulary = vocabulary_of(["red", "green", "blue"])
     folder = write_shards(tmp_path / "shards", vocabulary, random_states(6, 3))
     rows = evaluate(tagger_of(vocabulary), {}, folder).metrics["rows"]
-    assert [set(row) for row in rows] == [{"name", "gzsl", "seen"}] * 3
+    assert [set(row) for row in rows] == [{"name", "gzsl", "seen"}] * 4
     assert all(row["gzsl"] == row["seen"] for row in rows)
 
 
@@ -153,7 +154,7 @@ def test_without_seen_labels(tmp_path: Path) -> None:
     vocabulary = vocabulary_of([], ["red", "green", "blue"])
     folder = write_shards(tmp_path / "shards", vocabulary, random_states(6, 3))
     rows = evaluate(tagger_of(vocabulary), {}, folder).metrics["rows"]
-    assert [set(row) for row in rows] == [{"name", "gzsl", "zsl", "zsl_asked_all"}] * 3
+    assert [set(row) for row in rows] == [{"name", "gzsl", "zsl", "zsl_asked_all"}] * 4
 
 
 def test_protocols(toybox_shards: ShardFolder) -> None:

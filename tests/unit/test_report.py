@@ -61,7 +61,7 @@ COLOURS = vocabulary_of(["red", "green & blue", ATTACK, "black"], ["white", "gre
 
 def test_every_section_is_there(tmp_path: Path) -> None:
     page = page_of(tmp_path, COLOURS, random_states(12, 6), compare=True, history=HISTORY)
-    assert rows_of(page) == ["SigRL", "MKT-style", "CLIP, global", "CLIP, global + local"]
+    assert rows_of(page) == ["SigRL", "SigRL, any vocabulary", "MKT-style", "CLIP, global", "CLIP, global + local"]
     assert page.count('role="img"') == 4 + 1 + 1  # training, precision and recall, label graph
     assert page.count('src="data:image/jpeg;base64,') == page.count('alt="Picture ') == 12
     assert page.count('class="mark"') == page.count('class="track"') == 6
@@ -89,7 +89,7 @@ def test_the_same_evaluation_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_without_unseen_labels_nothing_speaks_of_them(tmp_path: Path) -> None:
     page = page_of(tmp_path, vocabulary_of(["red", "green", "blue"]), random_states(4, 3))
-    assert rows_of(page) == ["SigRL", "CLIP, global", "CLIP, global + local"]
+    assert rows_of(page) == ["SigRL", "SigRL, any vocabulary", "CLIP, global", "CLIP, global + local"]
     headline = page.split('id="headline"')[1].split("</section>")[0]
     assert "ZSL)" not in headline.replace("GZSL", "")
     assert "No training history" in page
