@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,10 @@ from sigrl_core import images
 from sigrl_core.calibration import Calibration
 from sigrl_core.checkpoint import Checkpoint, load_checkpoint
 from sigrl_core.errors import CheckpointError, ImageError
+from sigrl_core.heat_map import heat_map
 from sigrl_core.model.asked import Asked
+from sigrl_core.model.scoring import patch_fits
+from sigrl_core.model.sigrl import Scores
 from sigrl_core.vocabulary import Vocabulary
 
 DEFAULT_TOP_K = 5
@@ -30,11 +33,14 @@ class Tags:
         scores: of each. They rank labels within the vocabulary asked and are no probabilities, unless a threshold was
             asked for, when they are.
         error: one of images.REASONS, or empty.
+        heat_maps: where each label fits, see `heat_map.heat_map`; of the centre square that the model sees. Empty
+            unless asked for.
     """
 
     labels: list[str]
     scores: list[float]
     error: str = ""
+    heat_maps: list[np.ndarray] = field(default_factory=list)
 
 
 class Tagger:
@@ -82,19 +88,22 @@ class Tagger:
         return self.recogniser.backbone.encode_frozen(pixels_BHWC.to(self.device))
 
     @torch.no_grad()
+    def recognise(self, tokens_BNW: Tensor, vocabulary: Vocabulary, *, independent: bool = False) -> Scores:
+        """All that one forward pass says; `independent` as in `logits`."""
+        reference = self._reference if independent else None
+        return self.recogniser(tokens_BNW, self.ask(vocabulary), reference).scores
+
     def score(self, tokens_BNW: Tensor, vocabulary: Vocabulary) -> np.ndarray:
         """Scores [B,C] in the order of the vocabulary."""
-        return self.recogniser(tokens_BNW, self.ask(vocabulary)).scores.scores_BC.float().cpu().numpy()
+        return self.recognise(tokens_BNW, vocabulary).scores_BC.float().cpu().numpy()
 
-    @torch.no_grad()
     def logits(self, tokens_BNW: Tensor, vocabulary: Vocabulary) -> np.ndarray:
         """Scores [B,C] of which each depends on its own label alone, scaled as training scaled them.
 
         For labels trained on alone they rank as published. What more labels cost is little: reconstruction is over the
         labels trained on, however many are asked.
         """
-        scores = self.recogniser(tokens_BNW, self.ask(vocabulary), self._reference).scores
-        return scores.logits_BC.float().cpu().numpy()
+        return self.recognise(tokens_BNW, vocabulary, independent=True).logits_BC.float().cpu().numpy()
 
     @property
     def _reference(self) -> Asked:
@@ -125,6 +134,7 @@ class Tagger:
         vocabulary: Vocabulary | None = None,
         top_k: int | None = None,
         threshold: float | Literal["calibrated"] | None = None,
+        heat_maps: bool = False,
     ) -> list[Tags]:
         """Tags pictures; one that cannot be read gives a reason and does not disturb the others.
 
@@ -133,6 +143,7 @@ class Tagger:
             vocabulary: labels to ask with; None takes the checkpoint's own.
             top_k: tags for each picture, best first; 5 without a threshold, with one as many as pass it.
             threshold: least probability of a tag, or `calibrated`: each label's own; None takes the best labels.
+            heat_maps: adds where each tag fits, from the same forward pass.
 
         Raises:
             CheckpointError: a threshold, and the checkpoint is not calibrated.
@@ -149,15 +160,28 @@ class Tagger:
                 results.append(Tags(labels=[], scores=[], error=error.reason))
         if readable:
             tokens_BNW = self.encode(torch.from_numpy(np.stack(readable)))
+            found = self.recognise(tokens_BNW, vocabulary, independent=threshold is not None)
             if threshold is None:
-                scores_BC, least = self.score(tokens_BNW, vocabulary), -np.inf
+                scores_BC, least = found.scores_BC.float().cpu().numpy(), -np.inf
                 top_k = DEFAULT_TOP_K if top_k is None else top_k
             else:
-                scores_BC = self.probabilities(tokens_BNW, vocabulary)
+                logits_BC = found.logits_BC.float().cpu().numpy()
+                scores_BC = self.calibration.probabilities(logits_BC, vocabulary.names)
                 least = self.calibration.thresholds(vocabulary.names) if threshold == "calibrated" else threshold
-            tagged = iter([top_tags(scores_C, vocabulary, top_k, least) for scores_C in scores_BC])
+            made = [top_tags(scores_C, vocabulary, top_k, least) for scores_C in scores_BC]
+            if heat_maps:
+                made = [
+                    replace(tags, heat_maps=self._heat_maps(patches_PD, tags.labels, vocabulary))
+                    for tags, patches_PD in zip(made, found.patches_BPD, strict=True)
+                ]
+            tagged = iter(made)
             results = [result or next(tagged) for result in results]
         return [result for result in results if result is not None]
+
+    def _heat_maps(self, patches_PD: Tensor, labels: Sequence[str], vocabulary: Vocabulary) -> list[np.ndarray]:
+        chosen = torch.tensor([vocabulary.index[name] for name in labels], dtype=torch.long, device=self.device)
+        fit_CP = patch_fits(patches_PD[None], self.ask(vocabulary).labels_CD[chosen])[0].float().cpu().numpy()
+        return [heat_map(fit_P, self.recogniser.backbone.grid) for fit_P in fit_CP]
 
 
 def top_tags(

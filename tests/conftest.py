@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when ray is imported
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -21,6 +21,7 @@ from PIL import Image
 
 from sigrl_core import records
 from sigrl_core.demo import toybox
+from sigrl_core.label_edges import LabelEdges
 from sigrl_core.records import ShardFolder
 from sigrl_core.vocabulary import Label, Vocabulary
 
@@ -175,8 +176,10 @@ def toybox_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
     )
 
 
-def tagger_of(vocabulary: Vocabulary, reconstructs: bool = True, seed: int = 0) -> Tagger:
-    """An untrained small model."""
+def tagger_of(
+    vocabulary: Vocabulary, reconstructs: bool = True, seed: int = 0, known: LabelEdges | None = None, **graph: Any
+) -> Tagger:
+    """An untrained small model; fields of its GraphConfig by name."""
     import torch
 
     from sigrl_core.checkpoint import Checkpoint
@@ -187,11 +190,11 @@ def tagger_of(vocabulary: Vocabulary, reconstructs: bool = True, seed: int = 0) 
 
     config = RunConfig(
         backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2),
-        graph=GraphConfig(hidden=8, heads=2, residual=True),
+        graph=GraphConfig(**{"hidden": 8, "heads": 2, "residual": True, **graph}),
         reconstruction=ReconstructionConfig(enabled=reconstructs),
     )
     torch.manual_seed(seed)
-    recogniser = Recogniser.start(load_backbone(config.backbone), config, vocabulary)
+    recogniser = Recogniser.start(load_backbone(config.backbone), config, vocabulary, known)
     return Tagger(Checkpoint(uri="runs/a & b", recogniser=recogniser, config=config, metrics={}))
 
 

@@ -46,6 +46,7 @@ class Backbone(nn.Module):
         image_size: pixels on a side that the tower takes.
         mean, std: image statistics the weights were trained with, per channel in units of 0..1.
         dim: D, width of the joint embedding.
+        grid: patches down and across.
         num_blocks: transformer blocks of the visual tower.
     """
 
@@ -63,6 +64,7 @@ class Backbone(nn.Module):
         self.mean: tuple[float, ...] = tuple(description["mean"])
         self.std: tuple[float, ...] = tuple(description["std"])
         self.dim: int = visual.output_dim
+        self.grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.num_blocks: int = len(visual.transformer.resblocks)
         self.frozen_blocks = min(frozen_blocks, self.num_blocks)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.clip.context_length)

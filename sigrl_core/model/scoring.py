@@ -12,6 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def patch_fits(patches_BPD: Float[Tensor, "B P D"], labels: Float[Tensor, "*B C D"]) -> Float[Tensor, "B C P"]:
+    """R . T, how well each patch fits a label; patches go row by row over the picture."""
+    with torch.autocast(labels.device.type, enabled=False):
+        return labels @ patches_BPD.to(labels.dtype).transpose(1, 2)
+
+
 def local_scores(
     patches_BPD: Float[Tensor, "B P D"], labels: Float[Tensor, "*B C D"], patches_kept: int
 ) -> Float[Tensor, "B C"]:
@@ -19,8 +25,7 @@ def local_scores(
 
     Ranks labels, is no probability; reconstructed patches make it depend on every label asked.
     """
-    with torch.autocast(labels.device.type, enabled=False):
-        fit_BCP = labels @ patches_BPD.to(labels.dtype).transpose(1, 2)
+    fit_BCP = patch_fits(patches_BPD, labels)
     kept = min(patches_kept, fit_BCP.shape[-1])
     return fit_BCP.topk(kept, dim=-1, sorted=False).values.mean(-1)
 

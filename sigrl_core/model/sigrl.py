@@ -41,6 +41,8 @@ class Scores(NamedTuple):
     """Global score over its norm."""
     logits_BC: Tensor
     """What the loss sees: scores times a learned positive scale plus a learned bias, or the scores themselves."""
+    patches_BPD: Tensor
+    """The patches that local scores are of, rebuilt where the model rebuilds; see `scoring.patch_fits`."""
 
 
 class SigRL(nn.Module):
@@ -91,9 +93,11 @@ class SigRL(nn.Module):
         depends on its own label alone, and equals the published one where the reference itself is asked.
         """
         if reference is None:
-            local_BC, global_BC = self._published(patches_BPD, glob_BD, asked)
+            patches_BPD, local_BC, global_BC = self._published(patches_BPD, glob_BD, asked)
             scores_BC = telling_BR = scoring.combine(local_BC, global_BC)
         else:
+            if self.reconstructs:
+                patches_BPD = self.reconstruct(patches_BPD, reference)
             local_BC, global_BC, telling_BR = self._by_reference(patches_BPD, glob_BD, asked, reference)
             scores_BC = scoring.combine(local_BC, global_BC)
         logits_BC = self._scaled(scores_BC)
@@ -102,10 +106,10 @@ class SigRL(nn.Module):
             heard_BC = self.propagation(self._scaled(telling_BR), told.trained_C, asked.trained_C)
             logits_BC = logits_BC + heard_BC
             scores_BC = scores_BC + (heard_BC / self.log_scale.exp() if self.learns_scale else heard_BC)
-        return Scores(scores_BC, local_BC, global_BC, logits_BC)
+        return Scores(scores_BC, local_BC, global_BC, logits_BC, patches_BPD)
 
-    def _published(self, patches_BPD: Tensor, glob_BD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
-        """Local and global scores over their norms."""
+    def _published(self, patches_BPD: Tensor, glob_BD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """The patches scored, local and global scores over their norms."""
         labels_CD = asked.labels_CD
         global_BC = scoring.global_scores(glob_BD, labels_CD)
         candidates = None if self.training else self.local_candidates
@@ -119,15 +123,15 @@ class SigRL(nn.Module):
             # every other label gets the lowest local score of its image's candidates
             local_BC = local_BK.amin(1, keepdim=True).expand_as(global_BC).scatter(1, chosen_BK, local_BK)
         else:
-            rebuilt_BPD = self.reconstruct(patches_BPD, asked) if self.reconstructs else patches_BPD
-            local_BC = scoring.over_labels(scoring.local_scores(rebuilt_BPD, labels_CD, self.patches_kept))
-        return local_BC, scoring.over_labels(global_BC)
+            if self.reconstructs:
+                patches_BPD = self.reconstruct(patches_BPD, asked)
+            local_BC = scoring.over_labels(scoring.local_scores(patches_BPD, labels_CD, self.patches_kept))
+        return patches_BPD, local_BC, scoring.over_labels(global_BC)
 
     def _by_reference(
-        self, patches_BPD: Tensor, glob_BD: Tensor, asked: Asked, reference: Asked
+        self, rebuilt_BPD: Tensor, glob_BD: Tensor, asked: Asked, reference: Asked
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Local and global scores over the norms of the reference, and the scores of the reference's own labels."""
-        rebuilt_BPD = self.reconstruct(patches_BPD, reference) if self.reconstructs else patches_BPD
         of_asked, of_reference = (
             (
                 scoring.local_scores(rebuilt_BPD, labels_CD, self.patches_kept),

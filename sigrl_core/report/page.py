@@ -9,10 +9,12 @@ from importlib import resources
 from string import Template
 
 import numpy as np
+from PIL import Image
 
 from sigrl_core import images, storage
 from sigrl_core.errors import ShardError
 from sigrl_core.evaluation import Evaluation
+from sigrl_core.heat_map import draw
 from sigrl_core.metrics import precision_recall_curve
 from sigrl_core.records import ABSENT, PRESENT, UNKNOWN, ShardFolder
 from sigrl_core.report import headline
@@ -24,6 +26,9 @@ from sigrl_core.tagger import Tagger, top_tags
 MAX_BARS = 80
 NUM_PICTURES = 24
 MIN_TAGS = 3
+NUM_HEAT_MAPS = 4
+HEAT_MAP = 160
+"""Pixels on a side of a heat map."""
 THUMBNAIL = 224
 """Pixels of the short side of a picture on the page."""
 CURVE_POINTS = 201
@@ -56,6 +61,7 @@ def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, hi
         calibration=_calibration(evaluation),
         graph=label_graph(evaluation, tagger),
         pictures=_pictures(evaluation, folder),
+        heat_maps=_heat_maps(evaluation, folder, tagger),
         facts=_facts(evaluation, tagger),
     )
     storage.write_bytes(storage.join(out, "report.html"), page.encode())
@@ -197,6 +203,37 @@ def _pictures(evaluation: Evaluation, folder: ShardFolder) -> str:
     )
 
 
+def _heat_maps(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger) -> str:
+    """A few pictures, each followed by where its best labels fit."""
+    total = len(evaluation.uris)
+    numbers = sorted({round(number) for number in np.linspace(0, total - 1, min(NUM_HEAT_MAPS, total))})
+    jpegs = list(_read(evaluation, folder, numbers))
+    told = tagger.tag(jpegs, evaluation.vocabulary, top_k=MIN_TAGS, heat_maps=True)
+    rows = ""
+    for number, jpeg, tags in zip(numbers, jpegs, told, strict=True):
+        seen = images.centre_crop_array(jpeg, HEAT_MAP)
+        uri = escape(evaluation.uris[number])
+        rows += f'<li><img src="{_data(Image.fromarray(seen))}" alt="What the model sees of {uri}" title="{uri}"></li>'
+        for name, map_HW in zip(tags.labels, tags.heat_maps, strict=True):
+            split = evaluation.vocabulary.labels[evaluation.vocabulary.index[name]].split
+            source, label = _data(draw(map_HW, seen)), escape(name)
+            rows += (
+                f'<li><img src="{source}" alt="Where {label} fits in picture {number + 1}">'
+                f'<p class="name">{marked(name, split)}</p></li>'
+            )
+    return (
+        note(
+            f"{counted(len(numbers), 'picture')}, the square that the model sees, and where its {MIN_TAGS} best labels "
+            "fit: bright is where a label fits best in that picture, whether or not it is there."
+        )
+        + f'<ul class="pictures heat">{rows}</ul>'
+    )
+
+
+def _data(picture: Image.Image) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(images.encode_jpeg(picture, 85)).decode()}"
+
+
 def _read(evaluation: Evaluation, folder: ShardFolder, numbers: Sequence[int]) -> Iterator[bytes]:
     """The pictures of some rows, in row order, one shard in memory at a time."""
     start = 0
@@ -228,11 +265,10 @@ def _card(evaluation: Evaluation, number: int, jpeg: bytes) -> str:
         )
     truth = ", ".join(f'<span class="name">{marked(label.name, label.split)}</span>' for label in true) or "none"
     picture = images.resize_short_side(images.decode(jpeg, short_side=THUMBNAIL), THUMBNAIL)
-    data = base64.b64encode(images.encode_jpeg(picture, 85)).decode()
     small = ' class="small"' if min(picture.size) < 100 else ""
     uri = escape(evaluation.uris[number])
     return (
-        f'<li><img src="data:image/jpeg;base64,{data}" alt="Picture {number + 1}, {uri}" title="{uri}"{small}>'
+        f'<li><img src="{_data(picture)}" alt="Picture {number + 1}, {uri}" title="{uri}"{small}>'
         f'<ul class="tags">{tags}</ul><p class="soft">True: {truth}</p></li>'
     )
 

@@ -54,7 +54,12 @@ def test_from_photographs_to_tags(coco160: Path, tmp_path: Path, command) -> Non
     lines = run("evaluate.py", "--checkpoint", "run", "--data", "val", "--out", "evaluation")
     assert lines[-1] == "report: evaluation/report.html, evaluation/metrics.json"
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
-    assert [row["name"] for row in metrics["rows"]] == ["sigrl", "sigrl_independent", "clip_global", "clip_global_local"]
+    assert [row["name"] for row in metrics["rows"]] == [
+        "sigrl",
+        "sigrl_independent",
+        "clip_global",
+        "clip_global_local",
+    ]
     assert all(set(row) == {"name", "gzsl", "seen"} for row in metrics["rows"])
     assert metrics["labels"] == {"seen": 80, "unseen": 0}
     assert metrics["rows"][0]["seen"]["map"] == pytest.approx(epoch["validation/map"], abs=1e-4)

@@ -51,7 +51,13 @@ def micro(tags: list[set[str]], truth: list[set[str]]) -> tuple[float, float, fl
 
 def test_rows_and_keys(measured: Evaluation, toybox_shards: ShardFolder, tagger: Tagger) -> None:
     rows = measured.metrics["rows"]
-    assert [row["name"] for row in rows] == ["sigrl", "sigrl_independent", "clip_global", "clip_global_local", "mkt_style"]
+    assert [row["name"] for row in rows] == [
+        "sigrl",
+        "sigrl_independent",
+        "clip_global",
+        "clip_global_local",
+        "mkt_style",
+    ]
     for row in rows:
         assert set(row) == {"name", "zsl", "zsl_asked_all", "gzsl", "seen"}
         assert all(set(row[protocol]) == {"map", *AT_K} for protocol in set(row) - {"name"})

@@ -3,13 +3,19 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from sigrl_core.calibration import fit_calibration
+from sigrl_core.config import CalibrateConfig
 from sigrl_core.errors import ShardError
 from sigrl_core.evaluation import Evaluation, evaluate
+from sigrl_core.label_edges import LabelEdges
 from sigrl_core.records import ShardFolder
 from sigrl_core.report import print_table, write_report
 from sigrl_core.report.charts import ticks
@@ -63,7 +69,10 @@ def test_every_section_is_there(tmp_path: Path) -> None:
     page = page_of(tmp_path, COLOURS, random_states(12, 6), compare=True, history=HISTORY)
     assert rows_of(page) == ["SigRL", "SigRL, any vocabulary", "MKT-style", "CLIP, global", "CLIP, global + local"]
     assert page.count('role="img"') == 4 + 1 + 1  # training, precision and recall, label graph
-    assert page.count('src="data:image/jpeg;base64,') == page.count('alt="Picture ') == 12
+    assert page.count('alt="Picture ') == 12
+    assert page.count('alt="What the model sees of ') == 4
+    assert page.count('alt="Where ') == 4 * 3  # the best labels of each
+    assert page.count('src="data:image/jpeg;base64,') == 12 + 4 + 4 * 3
     assert page.count('class="mark"') == page.count('class="track"') == 6
     assert "asked with the 2 unseen labels alone" in page
     assert "asked with all 6 labels, measured on the unseen ones" in page
@@ -140,6 +149,53 @@ def test_many_labels_are_thinned_out(tmp_path: Path) -> None:
 def test_a_model_without_a_label_graph_shows_its_texts(tmp_path: Path) -> None:
     page = page_of(tmp_path, COLOURS, random_states(5, 6), reconstructs=False)
     assert "this model has no label graph" in page
+
+
+@pytest.mark.parametrize(
+    ("graph", "told"),
+    [
+        ({"kind": "nearest", "neighbours": 2}, "largest edge to the nearest texts"),
+        ({"kind": "cooccurrence"}, "largest edge by co-occurrence"),
+        ({"kind": "listed", "edges": "gone.json"}, "largest edge of the list"),
+        ({"propagation": True}, "largest learned edge"),
+    ],
+    ids=["nearest", "cooccurrence", "listed", "propagation"],
+)
+def test_the_label_graph_is_drawn_as_it_is(graph: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """Red hears black alone; of the edges that a model has, these are drawn."""
+    edges = LabelEdges({(name, "red" if name == "black" else "black"): 1.0 for name in COLOURS.names})
+    tagger = tagger_of(COLOURS, known=None if graph.get("kind") == "nearest" else edges, **graph)
+    if tagger.recogniser.head.propagates:
+        with torch.no_grad():
+            tagger.recogniser.head.propagation.edges[0, 3] = 2.5
+    folder = write_shards(tmp_path / "shards", COLOURS, random_states(5, 6))
+    write_report(evaluate(tagger, {}, folder), folder, tagger, [], str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert told in page
+    listed = page.split("Joined to</th>")[1].split("</table>")[0]
+    (heard,) = re.findall(r'<th scope="row">red</th><td>(.*?)</td>', listed)
+    if graph.get("kind") == "nearest":
+        assert heard.count(" 1.00") == 2
+    else:
+        assert heard == ("black 2.50" if "propagation" in graph else "black 1.00")
+
+
+def test_calibration_is_drawn(tmp_path: Path) -> None:
+    evaluation, folder, tagger = example(tmp_path, COLOURS, random_states(40, 6))
+    assert "calibrate.py makes probabilities of them" in page_of(tmp_path / "without", COLOURS, random_states(4, 6))
+    logits_NC = evaluation.scores["sigrl_independent"]["gzsl"]
+    config = CalibrateConfig(checkpoint="c", data="d", min_examples=2)
+    made = fit_calibration(logits_NC, evaluation.states_NC, COLOURS, config)
+    calibrated = Tagger(replace(tagger.checkpoint, calibration=made))
+    evaluation = evaluate(calibrated, {}, folder)
+    write_report(evaluation, folder, calibrated, [], str(tmp_path))
+    section = (tmp_path / "report.html").read_text().split('id="calibration"')[1].split("</section>")[0]
+    assert section.count('role="img"') == 2
+    for split in ("seen", "unseen"):
+        values = evaluation.metrics["calibration"][split]
+        for key in ("ece_before", "ece_after"):
+            assert f"(error {100 * values[key]:.1f})" in section
+        assert f"<td>{100 * values['f1_thresholds']:.1f}</td>" in section
 
 
 def test_pictures_of_another_folder_are_refused(tmp_path: Path) -> None:
