@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sigrl_core import __version__, storage
 from sigrl_core.calibration import Calibration
-from sigrl_core.config import RunConfig, from_json, to_json
+from sigrl_core.config import BackboneConfig, RunConfig, from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_memory import LabelMemory
@@ -178,12 +178,14 @@ def load_checkpoint(uri: str) -> Checkpoint:
                 (folder / "vocabulary.json").read_text(encoding="utf-8"), f"{where}/vocabulary.json"
             )
             description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-            backbone = backbone_from_description(description, config.backbone.frozen_blocks)
+            backbone = backbone_from_description(description, config.backbone)
             edges = None
             if EDGES_FILE in _listed(folder):
                 edges = LabelEdges.parse((folder / EDGES_FILE).read_text(encoding="utf-8"), f"{where}/{EDGES_FILE}")
-            recogniser = Recogniser(backbone, backbone.teacher(), config, vocabulary, edges)
-            recogniser.load_state_dict(load_file(folder / WEIGHTS_FILE))
+            weights = load_file(folder / WEIGHTS_FILE)
+            embeddings_VE = weights.get("embeddings_VE")
+            recogniser = Recogniser(backbone, backbone.teacher(), config, vocabulary, edges, embeddings_VE)
+            recogniser.load_state_dict(weights)
             metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
             calibration = None
             if CALIBRATION_FILE in _listed(folder):  # not one that was still being written
@@ -199,7 +201,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
 def load_clip(folder: str | Path) -> Backbone:
     """Loads and verifies a CLIP folder that `save_clip` wrote."""
     _verify(str(folder), Path(folder))
-    return load_backbone_folder(Path(folder), frozen_blocks=10**6)
+    return load_backbone_folder(Path(folder), BackboneConfig(frozen_blocks=10**6))
 
 
 def is_checkpoint(folder: str | Path) -> bool:

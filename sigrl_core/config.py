@@ -31,6 +31,12 @@ class BackboneConfig:
     """Blocks from the input that stay frozen, patch embedding included; what lies above them trains. [S]"""
     prompt_templates: tuple[str, ...] = ("a photo of a {}.",)
     """What the text tower reads for a label that brings no prompts of its own; several embeddings are averaged."""
+    label_embeddings: str | None = None
+    """Local .npy [C, E] to take in the place of the text tower's: a row for each label of --data in its order, of any
+    width; a projection to the joint embedding is learned."""
+    patch_attention: Literal["query-key", "value-value"] = "query-key"
+    """How patches attend in the last block: as trained, or each to those with values like its own, which keeps them to
+    what lies where they are (CLIPSurgery, arXiv 2304.05653); the class token always as trained."""
 
     def __post_init__(self) -> None:
         _require(self.frozen_blocks >= 0, "backbone.frozen_blocks", self.frozen_blocks, "0 or more")
@@ -362,6 +368,8 @@ class TagConfig:
     threshold: float | Literal["calibrated"] | None = None
     """Tags are the labels whose calibrated probability is so much or more, `calibrated`: as much as calibrate.py chose
     for each label; their scores are probabilities then. None takes the best labels, whatever they score."""
+    label_embeddings: str | None = None
+    """As backbone.label_embeddings, for the labels of --vocabulary; for checkpoints trained with such."""
     local_candidates: int | None = None
     """As scoring.local_candidates, for a large vocabulary; None is how the checkpoint was trained."""
     rows_per_part: int = 1000

@@ -17,6 +17,7 @@ from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_tra
 from sigrl_core.config import GraphConfig, RunConfig
 from sigrl_core.evaluation import validate
 from sigrl_core.label_edges import LabelEdges
+from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.records import ShardFolder
@@ -48,7 +49,10 @@ class Experiment:
         training_rows, validation_rows = rows_of(folder, validation)
         torch.manual_seed(config.training.seed)  # random weights are the same on every worker and after a restart
         edges = label_edges(config.graph, training_rows)
-        recogniser = Recogniser.start(load_backbone(config.backbone), config, folder.vocabulary, edges).to(device)
+        own = config.backbone.label_embeddings
+        embeddings_VE = torch.from_numpy(load_embeddings(own, folder.vocabulary)) if own else None
+        backbone = load_backbone(config.backbone)
+        recogniser = Recogniser.start(backbone, config, folder.vocabulary, edges, embeddings_VE).to(device)
         self.training, self.validation = (
             _Source(rows, recogniser, config, mine) for rows in (training_rows, validation_rows)
         )

@@ -76,10 +76,11 @@ class Tagger:
         """The labels of the checkpoint, seen and unseen."""
         return self.checkpoint.vocabulary
 
-    def ask(self, vocabulary: Vocabulary) -> Asked:
-        """A vocabulary as the model sees it, embedded once."""
-        if vocabulary.hash not in self._asked:
-            self._asked[vocabulary.hash] = self.recogniser.ask(vocabulary)
+    def ask(self, vocabulary: Vocabulary, embeddings_CE: np.ndarray | None = None) -> Asked:
+        """A vocabulary as the model sees it, embedded once; see `Recogniser.ask`."""
+        if vocabulary.hash not in self._asked or embeddings_CE is not None:
+            own_CE = None if embeddings_CE is None else torch.from_numpy(embeddings_CE)
+            self._asked[vocabulary.hash] = self.recogniser.ask(vocabulary, own_CE)
         return self._asked[vocabulary.hash]
 
     @torch.no_grad()
@@ -178,9 +179,11 @@ class Tagger:
             results = [result or next(tagged) for result in results]
         return [result for result in results if result is not None]
 
+    @torch.no_grad()
     def _heat_maps(self, patches_PD: Tensor, labels: Sequence[str], vocabulary: Vocabulary) -> list[np.ndarray]:
         chosen = torch.tensor([vocabulary.index[name] for name in labels], dtype=torch.long, device=self.device)
-        fit_CP = patch_fits(patches_PD[None], self.ask(vocabulary).labels_CD[chosen])[0].float().cpu().numpy()
+        labels_CD = self.recogniser.embedded(self.ask(vocabulary)).labels_CD
+        fit_CP = patch_fits(patches_PD[None], labels_CD[chosen])[0].float().cpu().numpy()
         return [heat_map(fit_P, self.recogniser.backbone.grid) for fit_P in fit_CP]
 
 

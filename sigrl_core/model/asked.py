@@ -17,6 +17,8 @@ class Asked(NamedTuple):
     """What is known beforehand of who hears whom, see `label_edges`; a row of zeros where nothing is."""
     trained_C: Int64[Tensor, " C"] | None = None
     """Each label's place among those trained on, -1 for the others; None where nothing was."""
+    own_CE: Float[Tensor, "C E"] | None = None
+    """A user's own embeddings, to be projected, see `Recogniser.embedded`."""
 
     def to(self, device: object) -> Asked:
         return Asked(*(None if part is None else part.to(device) for part in self))  # pyright: ignore
@@ -25,4 +27,5 @@ class Asked(NamedTuple):
         """The question with these labels alone."""
         edges_KK = None if self.edges_CC is None else self.edges_CC[chosen_K][:, chosen_K]
         trained_K = None if self.trained_C is None else self.trained_C[chosen_K]
-        return Asked(self.labels_CD[chosen_K], edges_KK, trained_K)
+        own_KE = None if self.own_CE is None else self.own_CE[chosen_K]
+        return Asked(self.labels_CD[chosen_K], edges_KK, trained_K, own_KE)

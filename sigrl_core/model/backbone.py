@@ -1,6 +1,7 @@
 """CLIP towers: images -> class token and patch tokens, texts -> label embeddings. The only importer of open_clip.
 
-A forward pass is cut in two at the last frozen block:
+A forward pass is cut in two at the last frozen block (with value-value attention at the one before the last block, if
+that is lower):
 
     encode_frozen(images) -> tokens [B,N,W]      no gradient, the same all through training
     finish(tokens)        -> g [B,D], X [B,P,D]  remaining blocks, final norm, visual projection; trains
@@ -24,6 +25,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from sigrl_core.config import BackboneConfig
 from sigrl_core.errors import CheckpointError, ConfigError, WeightsError
@@ -40,7 +42,7 @@ class Backbone(nn.Module):
     Args:
         clip: the open_clip model; its visual tower must be a ViT with a class token.
         description: what rebuilds the architecture: `name`, `quick_gelu`, `mean`, `std`.
-        frozen_blocks: blocks from the input that stay frozen, the embedding with them; more than there are means all.
+        config: how many blocks from the input stay frozen, more than there are means all, and how patches attend.
 
     Attributes:
         image_size: pixels on a side that the tower takes.
@@ -48,9 +50,10 @@ class Backbone(nn.Module):
         dim: D, width of the joint embedding.
         grid: patches down and across.
         num_blocks: transformer blocks of the visual tower.
+        seam: blocks below the cut.
     """
 
-    def __init__(self, clip: nn.Module, description: dict[str, Any], frozen_blocks: int) -> None:
+    def __init__(self, clip: nn.Module, description: dict[str, Any], config: BackboneConfig) -> None:
         super().__init__()
         visual: Any = clip.visual
         if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool:
@@ -66,7 +69,9 @@ class Backbone(nn.Module):
         self.dim: int = visual.output_dim
         self.grid: tuple[int, int] = (visual.grid_size[0], visual.grid_size[1])
         self.num_blocks: int = len(visual.transformer.resblocks)
-        self.frozen_blocks = min(frozen_blocks, self.num_blocks)
+        self.frozen_blocks = min(config.frozen_blocks, self.num_blocks)
+        self.value_value = config.patch_attention == "value-value"
+        self.seam = min(self.frozen_blocks, self.num_blocks - 1) if self.value_value else self.frozen_blocks
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.clip.context_length)
         self.requires_grad_(False)
         for part in self._trainable_parts():
@@ -90,13 +95,13 @@ class Backbone(nn.Module):
     def encode_frozen(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 pictures [B,H,W,3] -> tokens [B,N,W] after the last frozen block."""
         tokens_BNW = self.embed(pixels_BHWC)
-        for block in self.clip.visual.transformer.resblocks[: self.frozen_blocks]:
+        for block in self.clip.visual.transformer.resblocks[: self.seam]:
             tokens_BNW = block(tokens_BNW)
         return tokens_BNW
 
     def finish(self, tokens_BNW: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B,N,W] -> class token g [B,D] and patch tokens X [B,P,D], normed and projected, not L2-normalised."""
-        return finish(self.clip.visual, self.frozen_blocks, tokens_BNW)
+        return finish(self.clip.visual, self.seam, tokens_BNW, self.value_value)
 
     def forward(self, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 pictures [B,H,W,3] -> g [B,D], X [B,P,D]."""
@@ -143,8 +148,9 @@ class Teacher(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         visual = backbone.clip.visual
+        self.value_value = backbone.value_value
         self.transformer = nn.Module()
-        self.transformer.resblocks = copy.deepcopy(visual.transformer.resblocks[backbone.frozen_blocks :])
+        self.transformer.resblocks = copy.deepcopy(visual.transformer.resblocks[backbone.seam :])
         self.ln_post = copy.deepcopy(visual.ln_post)
         self.proj = nn.Parameter(visual.proj.detach().clone())
         self.requires_grad_(False)
@@ -153,15 +159,35 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, tokens_BNW: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B,N,W] -> g [B,D], X [B,P,D] as before any training."""
-        return finish(self, 0, tokens_BNW)
+        return finish(self, 0, tokens_BNW, self.value_value)
 
 
-def finish(visual: Any, first_block: int, tokens_BNW: Tensor) -> tuple[Tensor, Tensor]:
+def finish(visual: Any, first_block: int, tokens_BNW: Tensor, value_value: bool) -> tuple[Tensor, Tensor]:
     """The upper half of a visual tower, from block `first_block` on: tokens -> g [B,D], X [B,P,D]."""
+    below_BNW = tokens_BNW
     for block in visual.transformer.resblocks[first_block:]:
-        tokens_BNW = block(tokens_BNW)
+        below_BNW, tokens_BNW = tokens_BNW, block(tokens_BNW)
+    if value_value:
+        patches_BPW = attended_by_values(visual.transformer.resblocks[-1], below_BNW)[:, 1:]
+        tokens_BNW = torch.cat([tokens_BNW[:, :1], patches_BPW], dim=1)
     projected_BND = visual.ln_post(tokens_BNW) @ visual.proj
     return projected_BND[:, 0], projected_BND[:, 1:]
+
+
+def attended_by_values(block: Any, tokens_BNW: Tensor) -> Tensor:
+    """A transformer block in which values take the place of queries and keys: softmax(V V^T / sqrt(d)) V, per head.
+
+    Trained queries and keys gather what the class token needs, often from the other end of the picture; with values of
+    its own a patch stays with what looks like it (Li et al. 2023, arXiv 2304.05653, there without the MLP).
+    """
+    attention: nn.MultiheadAttention = block.attn
+    B, N, W = tokens_BNW.shape
+    weight_WW, bias = attention.in_proj_weight[2 * W :], attention.in_proj_bias
+    values_BNW = linear(block.ln_1(tokens_BNW), weight_WW, None if bias is None else bias[2 * W :])
+    values_BHNE = values_BNW.view(B, N, attention.num_heads, -1).transpose(1, 2)
+    heard_BHNE = scaled_dot_product_attention(values_BHNE, values_BHNE, values_BHNE)
+    tokens_BNW = tokens_BNW + block.ls_1(attention.out_proj(heard_BHNE.transpose(1, 2).reshape(B, N, W)))
+    return tokens_BNW + block.ls_2(block.mlp(block.ln_2(tokens_BNW)))
 
 
 # ---- making one ----
@@ -217,7 +243,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     """
     folder = Path(config.pretrained)
     if (folder / DESCRIPTION_FILE).is_file():
-        return load_backbone_folder(folder, config.frozen_blocks)
+        return load_backbone_folder(folder, config)
     if folder.is_dir():
         raise CheckpointError(
             f"{folder}: no {DESCRIPTION_FILE} in it; expected a checkpoint folder made by train.py or quickstart.py"
@@ -228,7 +254,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
                 f"backbone {config.name!r} has no published weights {config.pretrained!r}; "
                 f"set backbone.pretrained to a checkpoint folder of ours (quickstart.py makes one) or to {RANDOM!r}"
             )
-        return Backbone(BACKBONES[config.name](), describe(config.name, False), config.frozen_blocks)
+        return Backbone(BACKBONES[config.name](), describe(config.name, False), config)
     if config.name not in open_clip.list_models():
         known = [*BACKBONES, *(name for name in open_clip.list_models() if name.startswith("ViT") and _is_plain(name))]
         raise ConfigError(f"backbone.name {config.name!r} is unknown; known are {', '.join(known)}")
@@ -249,12 +275,12 @@ def _is_plain(name: str) -> bool:
     return is_vit and "multimodal_cfg" not in config and not others & (set(vision) | set(text))
 
 
-def load_backbone_folder(folder: Path, frozen_blocks: int) -> Backbone:
+def load_backbone_folder(folder: Path, config: BackboneConfig) -> Backbone:
     """The backbone inside one of our checkpoint folders, with its weights."""
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text())
         weights = load_file(folder / WEIGHTS_FILE)
-        backbone = backbone_from_description(description, frozen_blocks)
+        backbone = backbone_from_description(description, config)
         backbone.load_state_dict(
             {
                 name.removeprefix(WEIGHTS_PREFIX): value
@@ -269,14 +295,14 @@ def load_backbone_folder(folder: Path, frozen_blocks: int) -> Backbone:
     return backbone
 
 
-def backbone_from_description(description: dict[str, Any], frozen_blocks: int) -> Backbone:
+def backbone_from_description(description: dict[str, Any], config: BackboneConfig) -> Backbone:
     """The architecture a checkpoint's description names, with weights still to be loaded."""
     name = description["name"]
     if name in BACKBONES:
         clip = BACKBONES[name]()
     else:
         clip = open_clip.create_model(name, pretrained=None, force_quick_gelu=description["quick_gelu"])
-    return Backbone(clip, description, frozen_blocks)
+    return Backbone(clip, description, config)
 
 
 def describe(name: str, quick_gelu: bool, mean: Sequence[float] = (), std: Sequence[float] = ()) -> dict[str, Any]:
@@ -314,7 +340,7 @@ def _load_open_clip(config: BackboneConfig) -> Backbone:
             raise
         raise WeightsError(_how_to_get(config, tag, is_file, error)) from error
     visual: Any = clip.visual
-    return Backbone(clip, describe(config.name, quick_gelu, visual.image_mean, visual.image_std), config.frozen_blocks)
+    return Backbone(clip, describe(config.name, quick_gelu, visual.image_mean, visual.image_std), config)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:

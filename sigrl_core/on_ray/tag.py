@@ -14,15 +14,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import sigrl_core
 from sigrl_core import storage
-from sigrl_core.checkpoint import load_checkpoint
+from sigrl_core.checkpoint import Checkpoint, load_checkpoint
 from sigrl_core.config import TagConfig
 from sigrl_core.corpora.folder import list_corpus
 from sigrl_core.errors import StorageError
+from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.on_ray.parts import Work, read_records, run_parts
 from sigrl_core.on_ray.session import connect
 from sigrl_core.parts import Part, differing_key, plan_parts
@@ -55,9 +57,7 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         StorageError: `config.out` cannot be written, or holds another run.
     """
     checkpoint = load_checkpoint(config.checkpoint)
-    vocabulary = checkpoint.vocabulary if config.vocabulary is None else Vocabulary.load(config.vocabulary)
-    if config.threshold is not None:
-        Tagger(checkpoint).calibration  # noqa: B018  # refused before anything is written
+    asked = _question(config, checkpoint)
     images, out = storage.absolute(config.images), storage.absolute(config.out)
     uris = [row.uri for row in list_corpus(images).rows]
     parts = plan_parts(len(uris), config.rows_per_part)
@@ -65,9 +65,10 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         "images": images,
         "listing": sha256_of("\n".join(uris).encode(errors="surrogateescape")),
         "model": sha256_of(storage.read_bytes(storage.join(checkpoint.uri, "manifest.json"))),
-        "vocabulary": vocabulary.hash,
+        "vocabulary": asked.vocabulary.hash,
         "top_k": config.top_k,
         "threshold": config.threshold,
+        "label_embeddings": None if asked.embeddings_CE is None else sha256_of(asked.embeddings_CE.tobytes()),
         "local_candidates": config.local_candidates,
         "rows_per_part": config.rows_per_part,
     }
@@ -77,7 +78,6 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         return storage.read_json(where)
     connect()
     load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
-    asked = _Question(vocabulary, config.top_k, config.threshold)
     make_work = partial(_worker, load, asked, images, out, uris)
     commits = storage.join(out, _WORK, "commits")
     run_parts(parts, make_work, commits, label="tag", actors=True, workers=min(workers, len(parts)))
@@ -94,12 +94,26 @@ class _Question(NamedTuple):
     """What is asked of every picture; see `Tagger.tag`."""
 
     vocabulary: Vocabulary
+    embeddings_CE: np.ndarray | None
     top_k: int | None
     threshold: float | Literal["calibrated"] | None
 
 
+def _question(config: TagConfig, checkpoint: Checkpoint) -> _Question:
+    """Refuses what the checkpoint cannot answer, before anything is written."""
+    vocabulary = checkpoint.vocabulary if config.vocabulary is None else Vocabulary.load(config.vocabulary)
+    embeddings_CE = load_embeddings(config.label_embeddings, vocabulary) if config.label_embeddings else None
+    tagger = Tagger(checkpoint)
+    if config.threshold is not None:
+        _ = tagger.calibration
+    if embeddings_CE is not None or checkpoint.recogniser.embeddings_VE is not None:
+        tagger.ask(vocabulary, embeddings_CE)
+    return _Question(vocabulary, embeddings_CE, config.top_k, config.threshold)
+
+
 def _worker(load: Callable[[], Tagger], asked: _Question, images: str, out: str, uris: list[str]) -> Work:
     tagger = load()
+    tagger.ask(asked.vocabulary, asked.embeddings_CE)
     return partial(_tag_part, tagger, asked, images, out, uris)
 
 
@@ -134,7 +148,7 @@ def _tag_batch(tagger: Tagger, asked: _Question, images: str, uris: list[str]) -
             if storage.is_transient(error):
                 raise
             unreachable.add(number)
-    tagged = iter(tagger.tag(pictures, *asked))
+    tagged = iter(tagger.tag(pictures, asked.vocabulary, asked.top_k, asked.threshold))
     missing = Tags(labels=[], scores=[], error="unreachable")
     return [missing if number in unreachable else next(tagged) for number in range(len(uris))]
 

@@ -33,6 +33,7 @@ from sigrl_core.config import RunConfig, ScaleConfig, from_json, to_json
 from sigrl_core.errors import ConfigError, ShardError, SigrlError
 from sigrl_core.experiment import Experiment, rows_of
 from sigrl_core.label_edges import LabelEdges
+from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.losses import get_loss
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.on_ray.progress import Progress, watched
@@ -126,6 +127,8 @@ def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder | Non
     get_loss(config.loss.kind)
     if config.graph.edges is not None:
         LabelEdges.load(config.graph.edges, folder.vocabulary)
+    if config.backbone.label_embeddings is not None:
+        load_embeddings(config.backbone.label_embeddings, folder.vocabulary)
     if not folder.vocabulary.positions("seen"):
         raise ShardError(f"{folder.uri}: its vocabulary has no seen labels; run preprocess.py with labels to train on")
     if validation and validation.vocabulary.hash != folder.vocabulary.hash:

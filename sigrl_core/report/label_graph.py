@@ -25,8 +25,8 @@ SIZE = np.array([1040.0, 660.0])
 def label_graph(evaluation: Evaluation, tagger: Tagger) -> str:
     """Picture, legend, and the same as a list."""
     vocabulary, head = evaluation.vocabulary, tagger.recogniser.head
-    asked = tagger.ask(vocabulary)
     with torch.no_grad():
+        asked = tagger.recogniser.embedded(tagger.ask(vocabulary))
         nodes_CD = head.graph(asked.labels_CD, asked.edges_CC) if head.reconstructs else asked.labels_CD
         nodes_CD = nodes_CD.float().cpu().numpy()
     positions = shown(evaluation)

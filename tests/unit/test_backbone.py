@@ -27,9 +27,10 @@ SMALL = "ViT-S-32-alt"
 """The smallest ViT that open_clip describes."""
 
 
-def random_backbone(name: str, frozen_blocks: int = 1) -> Backbone:
+def random_backbone(name: str, frozen_blocks: int = 1, **fields: Any) -> Backbone:
     torch.manual_seed(0)
-    return load_backbone(BackboneConfig(name=name, pretrained="random", frozen_blocks=frozen_blocks)).eval()
+    config = BackboneConfig(name=name, pretrained="random", frozen_blocks=frozen_blocks, **fields)
+    return load_backbone(config).eval()
 
 
 def pictures(backbone: Backbone, count: int = 3) -> Tensor:
@@ -84,7 +85,7 @@ def test_the_seam_changes_no_result(toybox: Backbone, tmp_path: Path) -> None:
     pixels = pictures(toybox)
     expected = toybox(pixels)
     for frozen_blocks in (0, 2, 99):
-        other = load_backbone_folder(tmp_path / "clip", frozen_blocks).eval()
+        other = load_backbone_folder(tmp_path / "clip", BackboneConfig(frozen_blocks=frozen_blocks)).eval()
         assert other.frozen_blocks == min(frozen_blocks, 2)
         assert all(torch.equal(*pair) for pair in zip(other(pixels), expected, strict=True))
         assert all(
@@ -111,6 +112,37 @@ def test_the_teacher_stays_what_the_student_was(frozen_blocks: int) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+@pytest.mark.parametrize("name", ["toybox-vit", SMALL])
+def test_patches_that_attend_by_values(name: str) -> None:
+    """Beside the attention written out head by head; the class token stays as trained."""
+    plain, surgical = random_backbone(name, 99), random_backbone(name, 99, patch_attention="value-value")
+    assert (plain.seam, surgical.seam) == (plain.num_blocks, plain.num_blocks - 1)
+    block = surgical.clip.visual.transformer.resblocks[-1]
+    with torch.no_grad():
+        tokens = surgical.encode_frozen(pictures(surgical, 2))
+        glob, patches = surgical.finish(tokens)
+        expected_glob, trained_patches = plain(pictures(plain, 2))
+        W, heads = tokens.shape[2], block.attn.num_heads
+        values = block.ln_1(tokens) @ block.attn.in_proj_weight[2 * W :].t() + block.attn.in_proj_bias[2 * W :]
+        heard = []
+        for V in values.split(W // heads, dim=2):
+            heard.append((V @ V.transpose(1, 2) / (W // heads) ** 0.5).softmax(-1) @ V)
+        after = tokens + torch.cat(heard, 2) @ block.attn.out_proj.weight.t() + block.attn.out_proj.bias
+        after = after + block.mlp(block.ln_2(after))
+        expected = surgical.clip.visual.ln_post(after) @ surgical.clip.visual.proj
+    torch.testing.assert_close(glob, expected_glob, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(patches, trained_patches, atol=1e-3)
+
+
+def test_a_teacher_attends_as_its_student_does() -> None:
+    student = random_backbone("toybox-vit", 99, patch_attention="value-value")
+    tokens = student.encode_frozen(pictures(student))
+    for ours, theirs in zip(student.finish(tokens), student.teacher()(tokens), strict=True):
+        torch.testing.assert_close(ours.detach(), theirs)
+    assert not any(p.requires_grad for p in student.clip.visual.transformer.parameters())
+
+
 def test_what_trains_lies_above_the_seam(small: Backbone) -> None:
     trainable = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
     blocks = {name.split("resblocks.")[1].split(".")[0] for name in trainable if "resblocks" in name}
@@ -127,9 +159,11 @@ def test_what_trains_lies_above_the_seam(small: Backbone) -> None:
 @torch.no_grad()
 def test_statistics_are_those_of_the_weights(toybox: Backbone, tmp_path: Path) -> None:
     assert toybox.mean == open_clip.OPENAI_DATASET_MEAN
-    other = Backbone(toybox.clip, {**toybox.description, "mean": [0.5, 0.25, 0.0], "std": [0.5, 0.5, 2.0]}, 1)
+    other = Backbone(
+        toybox.clip, {**toybox.description, "mean": [0.5, 0.25, 0.0], "std": [0.5, 0.5, 2.0]}, BackboneConfig()
+    )
     save_clip(tmp_path / "clip", other)
-    loaded = load_backbone_folder(tmp_path / "clip", 1).eval()
+    loaded = load_backbone_folder(tmp_path / "clip", BackboneConfig()).eval()
     white = torch.full((1, 48, 48, 3), 255, dtype=torch.uint8)
     torch.testing.assert_close(loaded.normalise(white)[0, :, 0, 0], torch.tensor([1.0, 1.5, 0.5]))
     assert not torch.allclose(loaded(pictures(toybox))[0], toybox(pictures(toybox))[0], atol=1e-2)
@@ -195,7 +229,7 @@ def test_a_resnet_in_a_checkpoint_is_refused_too() -> None:
         text_cfg={"width": 16, "heads": 2, "layers": 1},  # type: ignore[arg-type]
     )
     with pytest.raises(ConfigError, match="'RN' is not a ViT with a class token"):
-        Backbone(clip, {"name": "RN"}, 0)
+        Backbone(clip, {"name": "RN"}, BackboneConfig())
 
 
 @pytest.mark.parametrize(

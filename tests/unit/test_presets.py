@@ -137,6 +137,8 @@ def test_the_published_recipe() -> None:
             "pretrained": "openai",
             "frozen_blocks": 10,
             "prompt_templates": ("a photo of a {}.",),
+            "label_embeddings": None,
+            "patch_attention": "query-key",
         },
         "graph": {
             "kind": "complete",
