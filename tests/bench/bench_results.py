@@ -145,6 +145,8 @@ def tables(seeds: int) -> dict[str, Table]:
         mkt("MKT-style, published form", scoring__learn_scale=False, loss__distillation=1.0),
         sigrl("local branch for 16 candidates", local_candidates=16),
         sigrl("half the labels a step", training__label_fraction=0.5),
+        sigrl("patches attend by values", backbone__patch_attention="value-value"),
+        mkt("MKT-style, patches attend by values", backbone__patch_attention="value-value"),
         sigrl("every block trains", backbone__frozen_blocks=0),
         mkt("MKT-style, every block trains", backbone__frozen_blocks=0),
     ]
@@ -167,6 +169,15 @@ def tables(seeds: int) -> dict[str, Table]:
             "em_pl": {},
             "ll_r": {},
             "pairwise": {},
+        }.items()
+    ]
+    unscaled = [
+        sigrl(f"{kind}, as published", loss__kind=kind, scoring__learn_scale=False, **HALF, **extra)
+        for kind, extra in {
+            "an": {},
+            "an_ls": {},
+            "epr": {"loss__expected_positives": 4.0},
+            "role": {"loss__expected_positives": 4.0},
         }.items()
     ]
     cheap = [
@@ -229,7 +240,12 @@ def tables(seeds: int) -> dict[str, Table]:
             "Training pictures carry one of their labels, chosen by content, nothing is known of the others; test and "
             "validation pictures carry all. `as published`: no learned scale, probabilities inside (0.27, 0.73). "
             "The last row knows every label (IUN). Half the epochs of the presets.",
-            [*single, *cheap, Row("bce, all labels known", "quickstart", _dotted({"loss__kind": "bce", **HALF}))],
+            [
+                *single,
+                *unscaled,
+                *cheap,
+                Row("bce, all labels known", "quickstart", _dotted({"loss__kind": "bce", **HALF})),
+            ],
             [(dataclasses.replace(data, labels="single_positive"), seed) for data, seed in loose],
             single[0].name,
             "seen",

@@ -3,6 +3,7 @@ left, each as a user calls it."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,37 @@ def test_what_it_leaves(chain: Chain) -> None:
     assert load_checkpoint(str(chain.out / "sigrl")).vocabulary == toybox.vocabulary()
     epochs = [json.loads(line)["epoch"] for line in (chain.out / "sigrl" / "metrics.jsonl").read_text().splitlines()]
     assert epochs == [1, 2]
+
+
+def test_calibrated_tags_by_their_commands(chain: Chain, command, tmp_path: Path) -> None:
+    """calibrate.py, then evaluate.py tells of it and tag.py --threshold uses it; before that it is refused."""
+    shutil.copytree(chain.out / "sigrl" / "checkpoint", checkpoint := tmp_path / "checkpoint")
+    pictures = chain.out / "corpus" / "test" / "pictures"
+    tag = [PIPELINES / "tag.py", "--checkpoint", checkpoint, "--images", pictures, "--out", tmp_path / "tags"]
+    refused = command(*tag, "--threshold", "calibrated")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(
+        f"error: {checkpoint}: not calibrated, so it has no probabilities; run calibrate.py"
+    )
+    assert not (tmp_path / "tags").exists()
+    data = chain.out / "shards" / "labelled"
+    done = command(PIPELINES / "calibrate.py", "--checkpoint", checkpoint, "--data", data, "--min-examples", "2")
+    assert done.returncode == 0, done.stderr
+    assert "held-out pictures: expected calibration error" in done.stdout.splitlines()[-2]
+    test = chain.out / "shards" / "test"
+    done = command(PIPELINES / "evaluate.py", "--checkpoint", checkpoint, "--data", test, "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "report" / "metrics.json").read_text())["calibration"]
+    assert all(values["ece_after"] < values["ece_before"] / 2 for values in measured.values())
+    done = command(*tag, "--threshold", "calibrated")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "tags" / "tags.jsonl").read_text().splitlines()]
+    calibration = load_checkpoint(str(checkpoint)).calibration
+    assert calibration is not None
+    assert len(rows) == 100
+    assert len({len(row["tags"]) for row in rows}) > 1
+    for item in (item for row in rows for item in row["tags"]):
+        assert calibration.of(item["label"]).threshold - 1e-6 <= item["score"] <= 1
 
 
 def test_run_again_it_finds_everything_done(chain: Chain) -> None:

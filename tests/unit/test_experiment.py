@@ -1,0 +1,110 @@
+"""A configuration on data: which label graph it is given, and going on where it was saved."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sigrl_core.batches import Rows
+from sigrl_core.checkpoint import load_checkpoint
+from sigrl_core.config import BackboneConfig, GraphConfig, OptimConfig, RunConfig, ScoringConfig, TrainingConfig
+from sigrl_core.experiment import Experiment, label_edges
+from sigrl_core.label_edges import LabelEdges
+from sigrl_core.records import PRESENT, ShardFolder
+from sigrl_core.tagger import Tagger
+from sigrl_core.training import Metrics, TrainingState
+
+pytestmark = pytest.mark.unit
+
+CONFIG = RunConfig(
+    backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=2),
+    graph=GraphConfig(kind="cooccurrence", threshold=0.3, hidden=8, heads=2, propagation=True),
+    scoring=ScoringConfig(patches_kept=8, learn_scale=True, initial_scale=20.0),
+    optim=OptimConfig(lr=3e-3, warmup_epochs=0.0),
+    training=TrainingConfig(epochs=2, batch_size=8, augment="none", hold_features=True),
+)
+
+
+def finished(experiment: Experiment, folder: Path) -> list[Metrics]:
+    """Trains to the end, saved after every epoch."""
+    told: list[Metrics] = []
+
+    def report(metrics: Metrics, state: TrainingState) -> None:
+        told.append(metrics)
+        experiment.save(folder, metrics)
+
+    folder.mkdir(exist_ok=True)
+    experiment.fit(report)
+    return told
+
+
+def test_cooccurrence_is_counted_over_the_rows_trained_on(toybox_shards: ShardFolder) -> None:
+    rows = Rows(toybox_shards, "train")
+    edges = label_edges(CONFIG.graph, rows)
+    assert edges is not None
+    vocabulary = toybox_shards.vocabulary
+    states = torch.cat([torch.from_numpy(part) for part in rows.label_states()])
+    assert len(states) == len(rows) < toybox_shards.num_rows
+    seen = [vocabulary.labels[c].name for c in vocabulary.positions("seen")]
+    for label in seen:
+        shown = states[states[:, vocabulary.index[label]] == PRESENT]
+        for heard in seen:
+            if heard != label:
+                share = (
+                    (shown[:, vocabulary.index[heard]] == PRESENT).float().mean() if len(shown) else torch.tensor(0.0)
+                )
+                assert ((label, heard) in edges.weights) == (share >= 0.3)
+
+
+def test_kinds_that_need_no_edges_are_given_none(toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    rows = Rows(toybox_shards, "train")
+    for kind in ("complete", "nearest", "none"):
+        assert label_edges(GraphConfig(kind=kind), rows) is None
+    path = tmp_path / "edges.json"
+    path.write_text('{"label": "red star", "hears": "sand"}')
+    assert label_edges(GraphConfig(kind="listed", edges=str(path)), rows) == LabelEdges({("red star", "sand"): 1.0})
+
+
+def test_the_label_graph_learns_and_is_kept(toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    experiment = Experiment(CONFIG, toybox_shards.uri)
+    told = finished(experiment, tmp_path / "run")
+    assert [metrics["epoch"] for metrics in told] == [1, 2]
+    assert told[1]["train/loss"] < told[0]["train/loss"]
+    loaded = load_checkpoint(str(tmp_path / "run" / "checkpoint")).recogniser
+    learned = loaded.head.propagation.edges
+    assert torch.equal(learned, experiment.state.recogniser.head.propagation.edges)
+    assert (learned.diagonal() == 0).all()
+    assert (learned[~torch.eye(50, dtype=torch.bool)] != 0).float().mean() > 0.9
+    assert loaded.edges == experiment.state.recogniser.edges
+
+
+def test_going_on_where_it_was_saved(toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    through = finished(Experiment(CONFIG, toybox_shards.uri), tmp_path / "through")
+    first = Experiment(CONFIG, toybox_shards.uri)
+
+    def stop(metrics: Metrics, state: TrainingState) -> None:
+        first.save(tmp_path, metrics)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(stop)
+    again = Experiment(CONFIG, toybox_shards.uri)
+    again.resume(tmp_path)
+    assert (again.state.epoch, again.state.step) == (1, first.state.step)
+    (last,) = finished(again, tmp_path / "again")
+    keys = [key for key in last if not key.endswith("_s") and key != "train/seconds"]
+    assert [last[key] for key in keys] == [through[1][key] for key in keys]
+
+
+def test_unseen_labels_neither_hear_nor_tell(toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    """Learned edges change what is said of labels trained on, and of no other."""
+    finished(Experiment(CONFIG, toybox_shards.uri), tmp_path / "run")
+    tagger = Tagger.load(str(tmp_path / "run" / "checkpoint"))
+    vocabulary = toybox_shards.vocabulary
+    pixels = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = tagger.encode(pixels)
+    with_edges = tagger.logits(tokens, vocabulary)
+    tagger.recogniser.head.propagates = False
+    without = tagger.logits(tokens, vocabulary)
+    changed = (with_edges != without).any(0)
+    assert [label.split == "seen" for label in vocabulary.labels] == changed.tolist()
