@@ -72,14 +72,14 @@ def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> Non
     ]  # fmt: skip
     assert page.locator(".headline tbody tr").first.locator("td").count() == 8
     pictures = page.evaluate("[...document.images].map(image => [image.complete, image.naturalWidth, image.alt])")
-    assert len(pictures) == 24
+    assert len(pictures) == 24 + 4 + 4 * 3  # with tags, and four with a heat map for each of three labels
     assert all(complete and width > 0 and alt for complete, width, alt in pictures)
     headings = page.locator("h1, h2").all_inner_texts()
     assert headings[0] == "SigRL evaluation"
-    assert len(headings) == 8
+    assert len(headings) == 10
     links = page.evaluate("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
-    assert links == [True] * 7
-    assert page.evaluate("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size") == 7
+    assert links == [True] * 9
+    assert page.evaluate("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size") == 9
     drawn = page.evaluate("[...document.querySelectorAll('svg[role=img]')].map(s => s.getBoundingClientRect().height)")
     assert all(height > 100 for height in drawn)
 

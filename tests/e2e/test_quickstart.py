@@ -199,7 +199,7 @@ def test_evaluation_without_comparison(chain: Chain, tmp_path: Path, command) ->
     assert done.stdout.splitlines()[0] == f"checkpoint = {chain.out}/sigrl"
     assert done.stdout.splitlines()[-1] == f"report: {tmp_path}/out/report.html, {tmp_path}/out/metrics.json"
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["rows"] == json.loads(chain.metrics)["rows"][:3]
+    assert metrics["rows"] == json.loads(chain.metrics)["rows"][:4]
 
 
 def test_tags_from_labels_never_seen(chain: Chain, tmp_path: Path, command) -> None:
