@@ -32,8 +32,8 @@ class BackboneConfig:
     prompt_templates: tuple[str, ...] = ("a photo of a {}.",)
     """What the text tower reads for a label that brings no prompts of its own; several embeddings are averaged."""
     label_embeddings: str | None = None
-    """Local .npy [C, E] to take in the place of the text tower's: a row for each label of --data in its order, of any
-    width; a projection to the joint embedding is learned."""
+    """A .npy [C, E], local or s3://, to take in the place of the text tower's: a row for each label of --data in its
+    order, of any width; a projection to the joint embedding is learned."""
     patch_attention: Literal["query-key", "value-value"] = "query-key"
     """How patches attend in the last block: as trained, or each to those with values like its own, which keeps them to
     what lies where they are (CLIPSurgery, arXiv 2304.05653); the class token always as trained."""
@@ -59,7 +59,7 @@ class GraphConfig:
     neighbours: int = 8
     """Labels that a label hears besides itself (nearest, and where no edges are known)."""
     edges: str | None = None
-    """Local file of edges, see label_edges.LabelEdges (listed)."""
+    """File of edges, local or s3://, see label_edges.LabelEdges (listed)."""
     threshold: float = 0.4
     """Least P(j | i) for label i to hear label j (cooccurrence). [G]"""
     others: float = 0.2
@@ -395,7 +395,7 @@ class QuickstartConfig:
     """Pictures with seen labels, a tenth of them for validation."""
     test: int = 1500
     clip_epochs: int = 3
-    epochs: int = 6
+    epochs: int = 5
     """Of SigRL; the baseline, which takes a tenth of the time, has twice as many."""
     structure: Literal["loose", "strong"] = "loose"
     """How strictly the pictures keep to six kinds of scene, and so how much labels tell of each other."""

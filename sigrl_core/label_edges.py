@@ -10,13 +10,13 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int8
 from numpy.typing import NDArray
 
-from sigrl_core.errors import VocabularyError
+from sigrl_core import storage
+from sigrl_core.errors import StorageError, VocabularyError
 from sigrl_core.vocabulary import Vocabulary
 
 
@@ -63,15 +63,15 @@ class LabelEdges:
         return cls(weights)
 
     @classmethod
-    def load(cls, path: str | Path, vocabulary: Vocabulary) -> LabelEdges:
-        """Reads a local edge list between labels of a vocabulary; see `parse`."""
+    def load(cls, uri: str, vocabulary: Vocabulary) -> LabelEdges:
+        """Reads an edge list between labels of a vocabulary, local or s3://; see `parse`."""
         try:
-            edges = cls.parse(Path(path).read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise VocabularyError(f"{path}: cannot be read ({error}); graph.edges takes a file of edges") from error
+            edges = cls.parse(storage.read_bytes(uri).decode(), uri)
+        except (StorageError, UnicodeDecodeError) as error:
+            raise VocabularyError(f"{uri}: cannot be read ({error}); graph.edges takes a file of edges") from error
         known = set(vocabulary.names)
         if strange := [name for edge in edges.weights for name in edge if name not in known]:
-            raise VocabularyError(f"{path}: label {strange[0]!r} is not in the vocabulary of --data; correct its name")
+            raise VocabularyError(f"{uri}: label {strange[0]!r} is not in the vocabulary of --data; correct its name")
         return edges
 
     @classmethod

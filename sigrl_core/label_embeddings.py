@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from sigrl_core.errors import VocabularyError
+from sigrl_core import storage
+from sigrl_core.errors import StorageError, VocabularyError
 from sigrl_core.vocabulary import Vocabulary
 
 
-def load_embeddings(path: str, vocabulary: Vocabulary) -> Float[NDArray, "C E"]:
-    """Reads embeddings of a vocabulary, in its order, as float32.
+def load_embeddings(uri: str, vocabulary: Vocabulary) -> Float[NDArray, "C E"]:
+    """Reads embeddings of a vocabulary, in its order, as float32; local or s3://.
 
     Raises:
         VocabularyError: no .npy of finite numbers with a row for each label, or a row of zeros. Nothing is unpickled.
     """
     wanted = f"expected an array of {len(vocabulary)} rows of numbers, one for each label in order"
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise VocabularyError(f"{path}: cannot be read as .npy ({error}); {wanted}, saved with numpy.save") from error
+        array = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+    except (StorageError, ValueError, EOFError) as error:
+        raise VocabularyError(f"{uri}: cannot be read as .npy ({error}); {wanted}, saved with numpy.save") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
         raise VocabularyError(
-            f"{path}: found {getattr(array, 'dtype', 'several arrays')} of shape "
+            f"{uri}: found {getattr(array, 'dtype', 'several arrays')} of shape "
             f"{getattr(array, 'shape', '?')}; {wanted}"
         )
     if len(array) != len(vocabulary):
-        raise VocabularyError(f"{path}: found {len(array)} rows; {wanted}")
+        raise VocabularyError(f"{uri}: found {len(array)} rows; {wanted}")
     embeddings_CE = array.astype(np.float32)
     unusable_C = ~np.isfinite(embeddings_CE).all(1) | (embeddings_CE == 0).all(1)
     if unusable_C.any():
         name = vocabulary.names[int(unusable_C.argmax())]
-        raise VocabularyError(f"{path}: the row of label {name!r} is zero or not finite; {wanted}")
+        raise VocabularyError(f"{uri}: the row of label {name!r} is zero or not finite; {wanted}")
     return embeddings_CE

@@ -107,7 +107,7 @@ QUICKSTART = RunConfig(
     scoring=ScoringConfig(patches_kept=8, learn_scale=True, initial_scale=20.0),
     loss=LossConfig(distillation=0.3),
     optim=OptimConfig(lr=3e-3, warmup_epochs=0.5, final_lr=1e-6),
-    training=TrainingConfig(epochs=6, batch_size=32, augment="none", hold_features=True),
+    training=TrainingConfig(epochs=5, batch_size=32, augment="none", hold_features=True),
 )
 """python pipelines/quickstart.py --out runs/quickstart
 

@@ -14,7 +14,9 @@ from typing import Any
 import ray
 
 from sigrl_core import storage
+from sigrl_core.checkpoint import load_checkpoint
 from sigrl_core.config import (
+    CalibrateConfig,
     EvaluateConfig,
     PreprocessConfig,
     QuickstartConfig,
@@ -26,6 +28,7 @@ from sigrl_core.config import (
 from sigrl_core.demo import toybox
 from sigrl_core.demo.corpus import PICTURE_SIZE, make_small_clip, write_corpus
 from sigrl_core.errors import ConfigError
+from sigrl_core.evaluation import calibrate
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.session import connect
 from sigrl_core.on_ray.tag import tag
@@ -46,6 +49,10 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     for preset, name in (("quickstart", "sigrl"), ("quickstart_mkt", "mkt_style")):
         with _timed(f"train {name}"):
             train(run_config(preset, config), _scale(config), str(out / "shards" / "labelled"), None, str(out / name))
+    with _timed("calibrate"):
+        checkpoint = str(out / "sigrl" / "checkpoint")
+        if load_checkpoint(checkpoint).calibration is None:
+            calibrate(CalibrateConfig(checkpoint=checkpoint, data=str(out / "shards" / "labelled")))
     with _timed("evaluate"):
         metrics = evaluate_to_report(
             EvaluateConfig(

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ from sigrl_core.losses import get_loss
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.on_ray.progress import Progress, watched
 from sigrl_core.on_ray.session import connect
-from sigrl_core.records import ShardFolder
+from sigrl_core.records import ShardFolder, sha256_of
 from sigrl_core.training import Metrics, TrainingState
+from sigrl_core.vocabulary import Vocabulary
 
 SELECTION = "selection"
 """The metric that chooses the best epoch: mAP on validation pictures, or the epoch's number without any."""
@@ -66,9 +68,11 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     data, out = storage.absolute(data), storage.absolute(out)
     validation = storage.absolute(validation) if validation else None
     folder = ShardFolder.open(data)
+    config, label_files = _with_label_files(config, folder.vocabulary)
     _check(config, folder, ShardFolder.open(validation) if validation else None)
     run = {
         "config": json.loads(to_json(config)),
+        **label_files,
         "data": data,
         "data_sha256": folder.manifest["sha256"],
         "validation": validation,
@@ -123,12 +127,24 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     return result
 
 
+def _with_label_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, dict[str, str]]:
+    """Where any worker finds the files that say something of labels, and their hashes; refuses what is none of them."""
+    hashes: dict[str, str] = {}
+    if (uri := config.graph.edges) is not None:
+        uri = storage.absolute(uri)
+        edges = LabelEdges.load(uri, vocabulary)
+        hashes["label_edges_sha256"] = sha256_of(edges.to_json().encode())
+        config = replace(config, graph=replace(config.graph, edges=uri))
+    if (uri := config.backbone.label_embeddings) is not None:
+        uri = storage.absolute(uri)
+        embeddings_CE = load_embeddings(uri, vocabulary)
+        hashes["label_embeddings_sha256"] = sha256_of(embeddings_CE.tobytes())
+        config = replace(config, backbone=replace(config.backbone, label_embeddings=uri))
+    return config, hashes
+
+
 def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder | None) -> None:
     get_loss(config.loss.kind)
-    if config.graph.edges is not None:
-        LabelEdges.load(config.graph.edges, folder.vocabulary)
-    if config.backbone.label_embeddings is not None:
-        load_embeddings(config.backbone.label_embeddings, folder.vocabulary)
     if not folder.vocabulary.positions("seen"):
         raise ShardError(f"{folder.uri}: its vocabulary has no seen labels; run preprocess.py with labels to train on")
     if validation and validation.vocabulary.hash != folder.vocabulary.hash:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sigrl_core.batches import Rows
@@ -168,6 +169,31 @@ def test_another_run_in_the_same_folder_is_refused(trained, augmented: RunConfig
     with pytest.raises(ConfigError, match="holds files of something else"):
         train(augmented, ScaleConfig(), str(shards), None, str(shards))
     assert fingerprint(trained[2]) == before
+
+
+def test_files_of_labels_are_found_by_workers_and_kept(shards: Path, tmp_path: Path, monkeypatch) -> None:
+    """Named from this process' folder, read on two workers, needed no more by the checkpoint; altered ones are another
+    run."""
+    monkeypatch.chdir(tmp_path)
+    edges = [{"label": "red circle", "hears": "grass"}, {"label": "grass", "hears": "red circle", "weight": 0.5}]
+    Path("edges.json").write_text(json.dumps(edges))
+    np.save("own.npy", np.random.default_rng(0).normal(size=(66, 24)))
+    config = run_config(epochs=1, batch_size=16)
+    config = dataclasses.replace(
+        config,
+        graph=dataclasses.replace(config.graph, kind="listed", edges="edges.json"),
+        backbone=dataclasses.replace(config.backbone, label_embeddings="own.npy"),
+    )
+    checkpoint = train(config, ScaleConfig(workers=2), str(shards), None, "out")
+    np.save("own.npy", np.ones((66, 24)))
+    with pytest.raises(ConfigError, match="another label_embeddings_sha256"):
+        train(config, ScaleConfig(workers=2), str(shards), None, "out")
+    Path("own.npy").unlink()
+    Path("edges.json").unlink()
+    tagger = Tagger.load(checkpoint)
+    assert tagger.recogniser.edges is not None
+    assert tagger.recogniser.edges.weights == {("red circle", "grass"): 1.0, ("grass", "red circle"): 0.5}
+    assert tagger.recogniser.project.weight.shape == (128, 24)
 
 
 # ---- errors ----

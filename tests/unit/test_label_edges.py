@@ -51,7 +51,7 @@ def test_a_file_and_back(array: bool, tmp_path: Path) -> None:
     path = tmp_path / "edges.json"
     lines = ['{"label": "fork", "hears": "knife", "weight": 0.5}', '{"label": "knife", "hears": "fork"}']
     path.write_text(f"[{','.join(lines)}]" if array else "\n".join(lines))
-    edges = LabelEdges.load(path, vocabulary_of(NAMES))
+    edges = LabelEdges.load(str(path), vocabulary_of(NAMES))
     assert edges.weights == {("fork", "knife"): 0.5, ("knife", "fork"): 1.0}
     assert LabelEdges.parse(edges.to_json(), "again") == edges
 
@@ -72,7 +72,7 @@ def test_a_file_and_back(array: bool, tmp_path: Path) -> None:
 def test_what_is_no_edge_list(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "edges").write_text(text)
     with pytest.raises(VocabularyError, match=message):
-        LabelEdges.load(tmp_path / "edges", vocabulary_of(NAMES))
+        LabelEdges.load(str(tmp_path / "edges"), vocabulary_of(NAMES))
 
 
 def test_no_such_file() -> None:
