@@ -31,7 +31,8 @@ from torch import Tensor
 
 from sigrl_core import __version__, storage
 from sigrl_core.calibration import Calibration
-from sigrl_core.config import BackboneConfig, RunConfig, from_json, to_json
+from sigrl_core.config import BackboneConfig, RunConfig
+from sigrl_core.config_json import from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_memory import LabelMemory

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from sigrl_core.config import RunConfig, from_json
+from sigrl_core.config import RunConfig
+from sigrl_core.config_json import from_json
 from sigrl_core.errors import ConfigError, SigrlError
 from sigrl_core.presets import PRESETS, get_preset
 

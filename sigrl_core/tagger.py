@@ -191,5 +191,6 @@ def top_tags(
     scores_C: np.ndarray, vocabulary: Vocabulary, top_k: int | None, least: float | np.ndarray = -np.inf
 ) -> Tags:
     """The `top_k` best labels that score at least `least`, a number or one a label; equal scores keep their order."""
-    best = [c for c in np.argsort(-scores_C, kind="stable") if (scores_C >= least)[c]][:top_k]
+    order, enough = np.argsort(-scores_C, kind="stable"), scores_C >= least
+    best = order[enough[order]][:top_k]
     return Tags(labels=[vocabulary.labels[c].name for c in best], scores=[float(scores_C[c]) for c in best])

@@ -23,8 +23,8 @@ from sigrl_core.config import (
     RunConfig,
     ScaleConfig,
     TagConfig,
-    to_json,
 )
+from sigrl_core.config_json import to_json
 from sigrl_core.demo import toybox
 from sigrl_core.demo.corpus import PICTURE_SIZE, make_small_clip, write_corpus
 from sigrl_core.errors import ConfigError

@@ -30,7 +30,8 @@ from torch.utils.tensorboard import SummaryWriter
 from sigrl_core import storage
 from sigrl_core.batches import Slice, num_steps
 from sigrl_core.checkpoint import publish_checkpoint
-from sigrl_core.config import RunConfig, ScaleConfig, from_json, to_json
+from sigrl_core.config import RunConfig, ScaleConfig
+from sigrl_core.config_json import from_json, to_json
 from sigrl_core.errors import ConfigError, ShardError, SigrlError
 from sigrl_core.experiment import Experiment, rows_of
 from sigrl_core.label_edges import LabelEdges

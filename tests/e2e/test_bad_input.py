@@ -14,7 +14,8 @@ import pytest
 
 from sigrl_core import command_line
 from sigrl_core.checkpoint import load_checkpoint, save_checkpoint, save_clip
-from sigrl_core.config import EvaluateConfig, PreprocessConfig, RunConfig, ScaleConfig, TagConfig, to_json
+from sigrl_core.config import EvaluateConfig, PreprocessConfig, RunConfig, ScaleConfig, TagConfig
+from sigrl_core.config_json import to_json
 from sigrl_core.errors import SigrlError
 from sigrl_core.losses import LOSSES
 from sigrl_core.on_ray.ingest import preprocess

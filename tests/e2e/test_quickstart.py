@@ -15,7 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from sigrl_core.checkpoint import load_checkpoint
-from sigrl_core.config import RunConfig, from_json
+from sigrl_core.config import RunConfig
+from sigrl_core.config_json import from_json
 from sigrl_core.demo import toybox
 
 pytestmark = pytest.mark.e2e

@@ -13,7 +13,8 @@ import torch
 from sigrl_core import presets
 from sigrl_core.batches import Rows, Slice, epoch_batches, picture_batch
 from sigrl_core.command_line import preset_and_flags
-from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, RunConfig, from_json, to_json
+from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, RunConfig
+from sigrl_core.config_json import from_json, to_json
 from sigrl_core.corpora import told
 from sigrl_core.errors import ConfigError
 from sigrl_core.losses import LOSSES
