@@ -27,7 +27,7 @@ from sigrl_core.config import (
 from sigrl_core.config_json import to_json
 from sigrl_core.demo import toybox
 from sigrl_core.demo.corpus import PICTURE_SIZE, make_small_clip, write_corpus
-from sigrl_core.errors import ConfigError
+from sigrl_core.errors import ConfigError, ShardError
 from sigrl_core.evaluation import calibrate
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.session import connect
@@ -50,9 +50,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         with _timed(f"train {name}"):
             train(run_config(preset, config), _scale(config), str(out / "shards" / "labelled"), None, str(out / name))
     with _timed("calibrate"):
-        checkpoint = str(out / "sigrl" / "checkpoint")
-        if load_checkpoint(checkpoint).calibration is None:
-            calibrate(CalibrateConfig(checkpoint=checkpoint, data=str(out / "shards" / "labelled")))
+        _calibrate(str(out / "sigrl" / "checkpoint"), str(out / "shards" / "labelled"))
     with _timed("evaluate"):
         metrics = evaluate_to_report(
             EvaluateConfig(
@@ -66,6 +64,15 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         pictures = str(out / "corpus" / "test" / "pictures")
         tag(TagConfig(checkpoint=str(out / "sigrl"), images=pictures, out=str(out / "tags")))
     return metrics
+
+
+def _calibrate(checkpoint: str, data: str) -> None:
+    """On the pictures that training held out; a corpus too small for that goes on without."""
+    if load_checkpoint(checkpoint).calibration is None:
+        try:
+            calibrate(CalibrateConfig(checkpoint=checkpoint, data=data))
+        except ShardError as error:
+            print(f"not calibrated: {error}")
 
 
 def make_data(config: QuickstartConfig) -> Path:

@@ -108,8 +108,11 @@ def test_what_it_leaves(chain: Chain) -> None:
 
 
 def test_calibrated_tags_by_their_commands(chain: Chain, command, tmp_path: Path) -> None:
-    """calibrate.py, then evaluate.py tells of it and tag.py --threshold uses it; before that it is refused."""
-    shutil.copytree(chain.out / "sigrl" / "checkpoint", checkpoint := tmp_path / "checkpoint")
+    """calibrate.py, then evaluate.py tells of it and tag.py --threshold uses it; before that it is refused.
+
+    The quickstart calibrates SigRL, and not the baseline."""
+    assert load_checkpoint(str(chain.out / "sigrl")).calibration is not None
+    shutil.copytree(chain.out / "mkt_style" / "checkpoint", checkpoint := tmp_path / "checkpoint")
     pictures = chain.out / "corpus" / "test" / "pictures"
     tag = [PIPELINES / "tag.py", "--checkpoint", checkpoint, "--images", pictures, "--out", tmp_path / "tags"]
     refused = command(*tag, "--threshold", "calibrated")
