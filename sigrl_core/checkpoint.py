@@ -152,11 +152,6 @@ def add_calibration(uri: str, calibration: Calibration) -> None:
     storage.write_json(storage.join(uri, MANIFEST_FILE), manifest)
 
 
-def _listed(folder: Path) -> dict[str, str]:
-    """The files of a checkpoint that its manifest vouches for, with their hashes."""
-    return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
-
-
 def _metrics_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, indent=1, sort_keys=True) + "\n"
 
@@ -168,7 +163,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
         CheckpointError: nothing there, unfinished, altered, or a CLIP without a head.
     """
     with _local_copy(_find(uri)) as (where, folder):
-        kind = _verify(where, folder)
+        kind, listed = _verify(where, folder)
         if kind != "sigrl":
             raise CheckpointError(
                 f"{where}: a CLIP without a SigRL head; train one on it (train.py --backbone.pretrained {uri})"
@@ -181,7 +176,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
             description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
             backbone = backbone_from_description(description, config.backbone)
             edges = None
-            if EDGES_FILE in _listed(folder):
+            if EDGES_FILE in listed:
                 edges = LabelEdges.parse((folder / EDGES_FILE).read_text(encoding="utf-8"), f"{where}/{EDGES_FILE}")
             weights = load_file(folder / WEIGHTS_FILE)
             embeddings_VE = weights.get("embeddings_VE")
@@ -189,7 +184,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
             recogniser.load_state_dict(weights)
             metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
             calibration = None
-            if CALIBRATION_FILE in _listed(folder):  # not one that was still being written
+            if CALIBRATION_FILE in listed:  # not one that was still being written
                 text = (folder / CALIBRATION_FILE).read_text(encoding="utf-8")
                 calibration = Calibration.parse(text, vocabulary, f"{where}/{CALIBRATION_FILE}")
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
@@ -222,7 +217,8 @@ def _find(uri: str) -> str:
     raise CheckpointError(f"{uri}: {what} (no {MANIFEST_FILE} with {WEIGHTS_FILE}); give the --out of train.py")
 
 
-def _verify(where: str, folder: Path) -> Kind:
+def _verify(where: str, folder: Path) -> tuple[Kind, dict[str, str]]:
+    """What the folder is, and the files that its manifest vouches for, with their hashes, all as they should be."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         kind, files, version = manifest["kind"], dict(manifest["files"]), manifest["schema_version"]
@@ -239,7 +235,7 @@ def _verify(where: str, folder: Path) -> Kind:
             raise CheckpointError(
                 f"{where}/{name}: sha256 is {found[:12]}, the manifest says {expected[:12]}; copy the folder again"
             )
-    return kind
+    return kind, files
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sigrl_core import storage
 from sigrl_core.errors import StorageError, VocabularyError
-from sigrl_core.vocabulary import Vocabulary
+from sigrl_core.vocabulary import Vocabulary, json_rows
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ class LabelEdges:
             VocabularyError: not JSON rows of the form above, a weight that is not above 0, or an edge listed twice.
         """
         try:
-            if text.lstrip().startswith("["):
-                rows = json.loads(text)
-            else:
-                rows = [json.loads(line) for line in text.lstrip("\ufeff").splitlines() if line.strip()]
+            rows = json_rows(text)
         except json.JSONDecodeError as error:
             raise VocabularyError(f"{where}: not valid JSON ({error}); write one edge per line, {_EXAMPLE}") from error
         weights: dict[tuple[str, str], float] = {}

@@ -107,14 +107,11 @@ class Vocabulary:
             VocabularyError: no labels, duplicates, a row that is not `{label, split, prompts, synonyms}`.
         """
         try:
-            if text.lstrip().startswith("["):
-                vocabulary = cls.from_rows(json.loads(text), where)
+            lines = nonblank_lines(text)
+            if text.lstrip().startswith("[") or (lines and lines[0].startswith("{")):
+                vocabulary = cls.from_rows(json_rows(text), where)
             else:
-                lines = [line.strip() for line in text.lstrip("\ufeff").splitlines() if line.strip()]
-                if lines and lines[0].startswith("{"):
-                    vocabulary = cls.from_rows([json.loads(line) for line in lines], where)
-                else:
-                    vocabulary = cls.of(lines)
+                vocabulary = cls.of(lines)
         except json.JSONDecodeError as error:
             raise VocabularyError(
                 f"{where}: not valid JSON ({error}); write JSON rows or one label per line"
@@ -135,6 +132,17 @@ class Vocabulary:
         except (OSError, UnicodeDecodeError) as error:
             raise VocabularyError(f"{path}: cannot be read as UTF-8 text ({error}); save it as plain text") from error
         return cls.parse(text, str(path))
+
+
+def json_rows(text: str) -> list:
+    """Rows of an array, or of one JSON value per line; JSONDecodeError where it is neither."""
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in nonblank_lines(text)]
+
+
+def nonblank_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.lstrip("\ufeff").splitlines() if line.strip()]
 
 
 _KEYS = ("label", "split", "prompts", "synonyms")

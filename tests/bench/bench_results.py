@@ -117,6 +117,20 @@ def _dotted(flags: dict[str, Any]) -> dict[str, Any]:
 NO_GRAPH = {"graph__kind": "none", "graph__propagation": False}
 SHORT = {"training__epochs": 3}
 SHORT_MKT = {"training__epochs": 6}
+SINGLE_POSITIVE: dict[str, dict[str, Any]] = {
+    "an": {},
+    "an_ls": {},
+    "wan": {},
+    "epr": {"loss__expected_positives": 4.0},
+    "role": {"loss__expected_positives": 4.0},
+    "em": {},
+    "em_apl": {"loss__soft_warmup_epochs": 1},
+    "em_pl": {},
+    "ll_r": {},
+    "pairwise": {},
+}
+"""Losses of single positives, and what they are set to here."""
+NEEDS_ALL_LABELS = ("bce", "ranking", "focal", "asymmetric")
 
 
 def tables(seeds: int) -> dict[str, Table]:
@@ -156,51 +170,24 @@ def tables(seeds: int) -> dict[str, Table]:
         for kind in ("none", "complete", "nearest", "cooccurrence", "listed")
     ]
     losses = [sigrl(kind, loss__kind=kind, **SHORT) for kind in ("ranking", "bce", "focal", "asymmetric", "pairwise")]
-    single = [
-        sigrl(kind, loss__kind=kind, **SHORT, **extra)
-        for kind, extra in {
-            "an": {},
-            "an_ls": {},
-            "wan": {},
-            "epr": {"loss__expected_positives": 4.0},
-            "role": {"loss__expected_positives": 4.0},
-            "em": {},
-            "em_apl": {"loss__soft_warmup_epochs": 1},
-            "em_pl": {},
-            "ll_r": {},
-            "pairwise": {},
-        }.items()
+    single = [sigrl(kind, loss__kind=kind, **SHORT, **SINGLE_POSITIVE[kind]) for kind in SINGLE_POSITIVE]
+    single += [
+        sigrl(f"{kind}, as published", loss__kind=kind, scoring__learn_scale=False, **SHORT, **SINGLE_POSITIVE[kind])
+        for kind in ("an", "an_ls", "epr", "role")
     ]
-    unscaled = [
-        sigrl(f"{kind}, as published", loss__kind=kind, scoring__learn_scale=False, **SHORT, **extra)
-        for kind, extra in {
-            "an": {},
-            "an_ls": {},
-            "epr": {"loss__expected_positives": 4.0},
-            "role": {"loss__expected_positives": 4.0},
-        }.items()
-    ]
-    cheap = [
+    single += [
         mkt(
-            f"{kind}, MKT-style{', as published' if not scaled else ''}",
+            f"{kind}, MKT-style{'' if scaled else ', as published'}",
             loss__kind=kind,
             scoring__learn_scale=scaled,
             **SHORT_MKT,
-            **extra,
+            **({"loss__soft_warmup_epochs": 2} if kind == "em_apl" else SINGLE_POSITIVE[kind]),
         )
-        for kind, extra in {
-            "an": {},
-            "an_ls": {},
-            "wan": {},
-            "epr": {"loss__expected_positives": 4.0},
-            "role": {"loss__expected_positives": 4.0},
-            "em": {},
-            "em_apl": {"loss__soft_warmup_epochs": 2},
-            "em_pl": {},
-            "ll_r": {},
-        }.items()
+        for kind in SINGLE_POSITIVE
+        if kind != "pairwise"
         for scaled in (True, False)
     ]
+    single.append(sigrl("bce, all labels known", loss__kind="bce", **SHORT))
     strong = [(Data(clip, "strong"), head) for clip in range(2) for head in range(3)]
     graph_study = [
         sigrl("no label graph", **NO_GRAPH, **SHORT),
@@ -240,12 +227,7 @@ def tables(seeds: int) -> dict[str, Table]:
             "Training pictures carry one of their labels, chosen by content, nothing is known of the others; test and "
             "validation pictures carry all. `as published`: no learned scale, probabilities inside (0.27, 0.73). "
             "The last row knows every label (IUN). Three epochs, MKT-style six.",
-            [
-                *single,
-                *unscaled,
-                *cheap,
-                Row("bce, all labels known", "quickstart", _dotted({"loss__kind": "bce", **SHORT})),
-            ],
+            single,
             [(dataclasses.replace(data, labels="single_positive"), seed) for data, seed in loose],
             single[0].name,
             "seen",
@@ -263,10 +245,12 @@ class Results:
         self.out, self.quick = out, quick
 
     def path(self, row: Row, data: Data, seed: int) -> Path:
-        all_known = row.flags.get("loss.kind") in ("bce", "ranking", "focal", "asymmetric")
-        labels = "labelled" if all_known else data.labels
-        name = "_".join([labels, row.preset, *(f"{k}={v}" for k, v in sorted(row.flags.items()))]).replace("/", "-")
+        flags = (f"{key}={value}" for key, value in sorted(row.flags.items()))
+        name = "_".join([self.labels(row, data), row.preset, *flags]).replace("/", "-")
         return self.home(data) / "rows" / f"{name}_head{seed}"
+
+    def labels(self, row: Row, data: Data) -> str:
+        return "labelled" if row.flags.get("loss.kind") in NEEDS_ALL_LABELS else data.labels
 
     def home(self, data: Data) -> Path:
         return self.out / f"{data.structure}_seed{data.seed}"
@@ -281,7 +265,7 @@ class Results:
             return
         config = self.corpus(data)
         home, path = self.home(data).absolute(), self.path(row, data, seed).absolute()
-        labels = "labelled" if path.name.startswith("labelled") else data.labels
+        labels = self.labels(row, data)
         shards = home / "shards" / labels
         if labels == "single_positive":
             told = dataclasses.replace(
