@@ -7,8 +7,10 @@ import threading
 import warnings
 from typing import NamedTuple
 
+import imagehash
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+from PIL import Image, UnidentifiedImageError
 
 from sigrl_core.errors import ImageError
 
@@ -25,17 +27,31 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PP
 _STARTS_OF_FORMATS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 _STARTS_OF_OTHERS = (b"%PDF", b"%!PS", b"<svg", b"8BPS", b"\0\0\1\0", b"\xff\x0a", b"\0\0\0\x0cJXL", b"SIMPLE")
 
+_ORIENTATION = 0x0112
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAX_EXIF_BYTES = 65_533  # one segment of a JPEG
+_BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))  # as Pillow's, in vector instructions
+
 # PIL's own guard stays on for what it checks while decoding, at our number rather than a little below it.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, DEFAULT_MAX_PIXELS)
 _HEADER_LOCK = threading.Lock()  # warnings.catch_warnings is not safe between threads
 
 
 class Jpeg(NamedTuple):
-    """An encoded picture and its size in pixels."""
+    """An encoded picture, its size in pixels, and its perceptual hash (64 bits) where that was asked for."""
 
     data: bytes
     width: int
     height: int
+    perceptual_hash: int | None = None
 
 
 def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, short_side: int = 0) -> Image.Image:
@@ -56,38 +72,58 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, short_side: int = 
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """The picture with its short side at `size` pixels, bicubic with antialiasing; smaller ones, and size 0, stay."""
+    """The RGB picture with its short side at `size` pixels, antialiased bicubic; smaller ones, and size 0, stay."""
     short = min(image.size)
     if not size or short <= size:
         return image
     width, height = (max(size, round(side * size / short)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    across = _resize(
+        image, (width, image.height)
+    )  # first across, then down, as Pillow: photographs are equal within 2 of 255
+    return _resize(across, (width, height))
 
 
-def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """JPEG without metadata; colour at half resolution as cameras do, at full from quality 95."""
+def encode_jpeg(image: Image.Image, quality: int, exif: bytes = b"") -> bytes:
+    """JPEG without metadata but `exif`; colour at half resolution as cameras do, at full from quality 95."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality, subsampling="4:4:4" if quality >= 95 else "4:2:0")
+    subsampling = "4:4:4" if quality >= 95 else "4:2:0"
+    image.save(stream, "JPEG", quality=quality, subsampling=subsampling, exif=exif, comment=b"")
     return stream.getvalue()
 
 
-def to_jpeg(data: bytes, short_side: int, quality: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Jpeg:
+def to_jpeg(
+    data: bytes,
+    short_side: int,
+    quality: int,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    keep_exif: bool = False,
+    perceptual_hash: bool = False,
+) -> Jpeg:
     """Any picture as an upright RGB JPEG of at most `short_side` (0: any), as shards keep them.
 
     A JPEG that already is one, carries no EXIF or XMP and is small enough keeps its bytes; it is still decoded once,
     so that a damaged one is found. Every other picture is encoded anew, which drops all metadata.
+
+    Args:
+        keep_exif: carries EXIF on, places included, with its orientation set to upright; a small upright JPEG with
+            EXIF then keeps its bytes too. EXIF that cannot be written into a JPEG is dropped all the same.
+        perceptual_hash: whether to hash what is seen (pHash of the upright, shrunken picture), to find near duplicates.
 
     Raises:
         ImageError: with a reason of `REASONS`.
     """
     image = _open(data, max_pixels)
     small = not short_side or min(image.size) <= short_side
-    keep = small and image.format == "JPEG" and image.mode == "RGB" and not {"exif", "xmp"} & set(image.info)
-    image = resize_short_side(_load(image, short_side), short_side)
+    unwanted = {"xmp"} if keep_exif and _orientation(image) == 1 else {"exif", "xmp"}
+    keep = small and image.format == "JPEG" and image.mode == "RGB" and not unwanted & set(image.info)
+    picture = resize_short_side(_load(image, short_side), short_side)
+    exif = _upright_exif(image) if keep_exif and not keep else b""
     try:
-        return Jpeg(data if keep else encode_jpeg(image, quality), *image.size)
+        encoded = data if keep else encode_jpeg(picture, quality, exif)
     except OSError as error:  # JPEG sides end at 65,500 pixels
-        raise ImageError("unsupported", f"{image.width}x{image.height} does not fit a JPEG: {error}") from error
+        raise ImageError("unsupported", f"{picture.width}x{picture.height} does not fit a JPEG: {error}") from error
+    return Jpeg(encoded, *picture.size, int(str(imagehash.phash(picture)), 16) if perceptual_hash else None)
 
 
 def centre_crop_array(image: Image.Image | bytes, size: int) -> np.ndarray:
@@ -105,6 +141,12 @@ def centre_crop_array(image: Image.Image | bytes, size: int) -> np.ndarray:
     (left, right), (top, bottom) = box
     inside = (left, top, min(right, image.width), min(bottom, image.height))  # rounding may step over the edge
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, inside))
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    resized = Image.new(image.mode, size)
+    Resizer().resize_pil(image, resized, _BICUBIC)
+    return resized
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -148,13 +190,33 @@ def _load(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it: 1 is upright and stands for none as well; 0 where EXIF is damaged."""
     try:
         with _HEADER_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            orientation = image.getexif().get(0x0112, 1)
-        return image if orientation == 1 else ImageOps.exif_transpose(image)
+            return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF around a good picture
-        return image
+        return 0
+
+
+def _upright_exif(image: Image.Image) -> bytes:
+    """What a JPEG of the upright picture may carry on of the EXIF of a loaded one."""
+    if "exif" not in image.info:  # a TIFF's tags are read like EXIF, but tell of how its pixels are stored
+        return b""
+    try:
+        with _HEADER_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif = image.getexif()
+            exif[_ORIENTATION] = 1
+            data = exif.tobytes()
+    except Exception:  # damaged EXIF around a good picture
+        return b""
+    return data if len(data) <= _MAX_EXIF_BYTES else b""
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -164,6 +164,17 @@ def test_resizing_only_shrinks(make_picture) -> None:
     assert images.resize_short_side(small, 0) is small
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 400), st.integers(2, 400), st.integers(1, 200), st.integers(0, 2**32))
+def test_resizing_is_pillows(width: int, height: int, size: int, seed: int) -> None:
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+    found = images.resize_short_side(noise, size)
+    across = noise.resize((found.width, height), Image.Resampling.BICUBIC)  # PIL itself goes down first if it is tall
+    expected = across.resize(found.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).max() <= 3
+    assert images.resize_short_side(noise, size).tobytes() == found.tobytes()
+
+
 def test_big_jpegs_decode_at_a_fraction_and_look_the_same(make_picture, encoded) -> None:
     data = encoded(make_picture(5, 1600, 1200), quality=95)
     assert images.decode(data, short_side=256).size == (800, 600)
@@ -175,7 +186,7 @@ def test_big_jpegs_decode_at_a_fraction_and_look_the_same(make_picture, encoded)
 
 def test_small_jpegs_keep_their_bytes(make_picture, encoded) -> None:
     data = encoded(make_picture(6), quality=70)
-    assert images.to_jpeg(data, 48, 90) == (data, 64, 48)
+    assert images.to_jpeg(data, 48, 90) == (data, 64, 48, None)
     assert images.to_jpeg(data, 40, 90).height == 40
     exif = Image.Exif()
     exif[0x010F] = "a camera"
@@ -189,6 +200,88 @@ def test_small_jpegs_keep_their_bytes(make_picture, encoded) -> None:
         assert Image.open(io.BytesIO(made.data)).mode == "RGB"
     with pytest.raises(ImageError, match="truncated"):
         images.to_jpeg(data[:-200], 48, 90)
+
+
+def camera_exif(orientation: int | None) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8825)[1] = "N"  # GPSInfo: GPSLatitudeRef
+    if orientation is not None:
+        exif[0x0112] = orientation
+    return exif
+
+
+def exif_of(jpeg: bytes) -> Image.Exif:
+    return Image.open(io.BytesIO(jpeg)).getexif()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_exif_is_kept_where_asked(make_picture, encoded, format: str, orientation: int | None) -> None:
+    data = encoded(make_picture(8), format, exif=camera_exif(orientation))
+    made = images.to_jpeg(data, 40, 90, keep_exif=True)
+    kept = exif_of(made.data)
+    assert (kept[0x010F], kept.get_ifd(0x8825)[1], kept[0x0112]) == ("a camera", "N", 1)
+    dropped = images.to_jpeg(data, 40, 90)
+    assert not exif_of(dropped.data)
+    assert np.array_equal(images.decode(made.data), images.decode(dropped.data))
+
+
+def test_small_upright_jpegs_keep_their_bytes_and_exif(make_picture, encoded) -> None:
+    for orientation in (None, 1):
+        data = encoded(make_picture(8), exif=camera_exif(orientation))
+        assert images.to_jpeg(data, 0, 90, keep_exif=True).data == data
+        assert images.to_jpeg(data, 0, 90).data != data
+    turned = images.to_jpeg(encoded(make_picture(8), exif=camera_exif(6)), 0, 90, keep_exif=True)
+    assert (turned.width, turned.height) == (48, 64)
+    assert exif_of(turned.data)[0x0112] == 1
+    with_xmp = encoded(make_picture(8), exif=camera_exif(1), xmp=b"<x:xmpmeta/>")
+    made = images.to_jpeg(with_xmp, 0, 90, keep_exif=True).data
+    assert b"xmpmeta" not in made
+    assert exif_of(made)[0x010F] == "a camera"
+
+
+def test_exif_that_cannot_be_kept_is_dropped(make_picture, encoded) -> None:
+    too_big = camera_exif(6)
+    too_big[0x927C] = bytes(70_000)  # MakerNote
+    for data in (encoded(make_picture(3), "PNG", exif=too_big), encoded(make_picture(3), "TIFF")):
+        assert not exif_of(images.to_jpeg(data, 0, 90, keep_exif=True).data)
+    damaged = encoded(make_picture(3), "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    assert dict(exif_of(images.to_jpeg(damaged, 0, 90, keep_exif=True).data)) == {0x0112: 1}
+
+
+def test_a_turn_survives_damage_elsewhere_in_exif(make_picture, encoded) -> None:
+    tag_of_unknown_kind = struct.pack("<HHII", 0x010F, 99, 1, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHII", 2, 0x0112, 3, 1, 6) + tag_of_unknown_kind + bytes(4)
+    assert images.decode(encoded(make_picture(3), exif=exif)).size == (48, 64)
+
+
+def test_comments_are_metadata(make_picture, encoded) -> None:
+    data = encoded(make_picture(8), comment=b"at home", exif=camera_exif(1))
+    assert b"at home" in data
+    assert b"at home" not in images.to_jpeg(data, 0, 90).data
+
+
+def test_perceptual_hash_is_of_what_is_seen(make_picture, encoded) -> None:
+    def hash_of(data: bytes) -> int:
+        found = images.to_jpeg(data, 100, 90, perceptual_hash=True).perceptual_hash
+        assert found is not None
+        assert 0 <= found < 2**64
+        return found
+
+    picture = make_picture(9, 320, 240)
+    first = hash_of(encoded(picture, "PNG"))
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for copy in (
+        encoded(picture, quality=60),
+        encoded(picture.resize((200, 150)), "WEBP"),
+        encoded(turned, exif=exif),
+    ):
+        assert (first ^ hash_of(copy)).bit_count() <= 6
+    assert (first ^ hash_of(encoded(make_picture(10, 320, 240)))).bit_count() > 16
+    assert images.to_jpeg(encoded(picture), 100, 90).perceptual_hash is None
 
 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (224, 224), (225, 500), (100, 80), (333, 1000)])
