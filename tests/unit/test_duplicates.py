@@ -33,6 +33,7 @@ def around(rng: np.random.Generator, centres: np.ndarray, count: int, flips: int
 DIGESTS = [*(hashlib.sha256(bytes([n])).digest() for n in range(6)), bytes(31) + b"a", bytes(32)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(DIGESTS)))
 def test_first_of_equals(digests: list[bytes]) -> None:
     expected = [digest not in digests[:row] for row, digest in enumerate(digests)]
@@ -66,6 +67,7 @@ def test_first_of_near_over_many_blocks(distance: int) -> None:
     assert first_of_near(hashes_N, distance).tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), min_size=1, max_size=16))
 def test_the_distance_itself_is_near(value: int, bits: set[int]) -> None:
     other = value ^ sum(1 << bit for bit in bits)
