@@ -17,15 +17,18 @@ from sigrl_core.config import PreprocessConfig
 from sigrl_core.on_ray.ingest import preprocess
 
 
-def main(config: Annotated[PreprocessConfig, tyro.conf.arg(name="")], workers: int | None = None) -> None:
+def main(
+    config: Annotated[PreprocessConfig, tyro.conf.arg(name="")], workers: int | None = None, retry_failed: bool = False
+) -> None:
     """Makes shards of a corpus of pictures.
 
     Args:
         config: what goes into the shards.
         workers: parts decoded at a time; as many as the cluster has CPUs by default.
+        retry_failed: takes pictures again that could not be reached.
     """
     print_configuration(config)
-    manifest = preprocess(config, workers)
+    manifest = preprocess(config, workers, retry_failed)
     print(
         f"{manifest['rows_in']} rows in: {manifest['rows_out']} good, {manifest['quarantined']} quarantined, "
         f"{manifest['duplicates']} duplicates; {manifest['num_labels']} labels, {len(manifest['shards'])} shards"

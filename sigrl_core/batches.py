@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sigrl_core import images
 from sigrl_core.errors import ShardError
-from sigrl_core.records import PRESENT, ShardFolder, decode_states, in_validation
+from sigrl_core.records import PRESENT, ShardFolder, Split, decode_states, split_of
 
 Augmentation = Literal["none", "crop_flip", "randaugment"]
 
@@ -56,26 +56,25 @@ class Rows:
 
     Args:
         folder: the shards.
-        part: `all`, or one side of the seeded split that the folder's manifest keeps.
+        part: `all`, or one part of the seeded split that the folder's manifest keeps.
         positive_among: label positions; rows without a positive among them are left out. None keeps all rows.
     """
 
     def __init__(
         self,
         folder: ShardFolder,
-        part: Literal["train", "validation", "all"] = "all",
+        part: Split | Literal["all"] = "all",
         positive_among: Sequence[int] | None = None,
     ) -> None:
         self.folder = folder
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        split = folder.manifest["validation"]
+        split = folder.manifest["split"]
         chosen: list[np.ndarray] = []
         for shard, count in enumerate(folder.shard_rows):
             keep = np.ones(count, bool)
             table = folder.read_shard(shard, ["sha256", "label_states"])
             if part != "all":
-                inside = [in_validation(sha, split["seed"], split["fraction"]) for sha in table["sha256"].to_pylist()]
-                keep &= np.asarray(inside, bool) == (part == "validation")
+                keep &= np.array([split_of(sha256, **split) == part for sha256 in table["sha256"].to_pylist()], bool)
             if positive_among is not None:
                 states = decode_states(table["label_states"], len(folder.vocabulary))
                 keep &= (states[:, list(positive_among)] == PRESENT).any(1)

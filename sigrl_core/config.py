@@ -280,9 +280,16 @@ class PreprocessConfig:
     quality: int = 90
     """JPEG quality, 1 to 100. Pictures that already are small RGB JPEGs without EXIF or XMP keep their bytes."""
     rows_per_shard: int = 1000
-    """Listed pictures per shard, before quarantine and duplicates are taken out."""
+    """Listed pictures per shard at most, before quarantine and duplicates are taken out."""
+    bytes_per_shard: int | None = None
+    """Ends a shard before its pictures, as listed, are more bytes; for corpora that list sizes."""
     max_pixels: int = 100_000_000
     """Larger pictures are quarantined undecoded."""
+    keep_exif: bool = False
+    """Stored pictures keep their EXIF, with the place they were taken at; else all metadata is dropped."""
+    near_duplicates: int | None = None
+    """Pictures that look like an earlier one count as duplicates too: perceptual hashes of 64 bits that differ in so
+    many bits at most; 4 finds other sizes and qualities of a picture. None for equal bytes alone."""
     annotated: Literal["all", "seen"] = "all"
     """Labels looked for in every picture, so that not listed means absent; with `seen`, unseen ones are unknown."""
     labels: LabelStates = "full"
@@ -290,6 +297,9 @@ class PreprocessConfig:
     present, chosen by content hash, all else unknown (Cole et al. 2021). Pictures held out for validation keep all."""
     validation_fraction: float = 0.1
     """Share of pictures that training holds out, chosen by content hash."""
+    test_fraction: float = 0.0
+    """Share of pictures that are neither trained on nor validated with, chosen by content hash; evaluate.py then
+    measures these alone."""
     seed: int = 0
     """Chooses which pictures are held out, and which positive is kept of each."""
 
@@ -298,7 +308,14 @@ class PreprocessConfig:
         _require(1 <= self.quality <= 100, "quality", self.quality, "1 to 100")
         _require(self.rows_per_shard >= 1, "rows_per_shard", self.rows_per_shard, "1 or more")
         _require(1 <= self.max_pixels <= 200_000_000, "max_pixels", self.max_pixels, "1 to 200 million")
-        _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
+        held_out = self.validation_fraction + self.test_fraction
+        _require(self.validation_fraction >= 0, "validation_fraction", self.validation_fraction, "0 or more")
+        _require(self.test_fraction >= 0, "test_fraction", self.test_fraction, "0 or more")
+        _require(held_out < 1, "validation_fraction + test_fraction", held_out, "less than 1")
+        size = self.bytes_per_shard
+        _require(size is None or size >= 1_000_000, "bytes_per_shard", size, "1,000,000 or more bytes, or none")
+        bits = self.near_duplicates
+        _require(bits is None or 0 <= bits <= 10, "near_duplicates", bits, "0 to 10 bits, or none")
 
 
 @dataclass(frozen=True, kw_only=True)

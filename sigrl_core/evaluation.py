@@ -76,6 +76,11 @@ def columns(vocabulary: Vocabulary, protocol: str) -> list[int]:
     return {"seen": vocabulary.positions("seen"), "gzsl": everything}.get(protocol, vocabulary.positions("unseen"))
 
 
+def measured_rows(folder: ShardFolder) -> Rows:
+    """The pictures of a shard folder that are measured: its test split, or all where it has none."""
+    return Rows(folder, "test" if folder.manifest["split"]["test"] else "all")
+
+
 def evaluate(
     tagger: Tagger,
     compare: dict[str, Tagger],
@@ -88,7 +93,7 @@ def evaluate(
         tagger: the checkpoint under test; gives the rows `sigrl`, `sigrl_independent` (scores that do not depend on the
             vocabulary asked), `clip_global` and `clip_global_local`.
         compare: row name -> another checkpoint, trained with the same vocabulary.
-        folder: labelled shards of the checkpoint's vocabulary.
+        folder: labelled shards of the checkpoint's vocabulary; its test split, where it has one.
         on_progress: called with the number of pictures done since the last call.
 
     Raises:
@@ -102,7 +107,7 @@ def evaluate(
                 f"{tagger.checkpoint.uri} has {vocabulary.hash[:8]}; compare checkpoints of one vocabulary"
             )
     check_vocabulary(folder, vocabulary, tagger.checkpoint.uri)
-    rows = Rows(folder)
+    rows = measured_rows(folder)
     if not len(rows):
         raise ShardError(f"{folder.uri}: no pictures to measure; run preprocess.py on a corpus with readable pictures")
     asked = [p for p in PROTOCOLS if columns(vocabulary, p) and p != "zsl_asked_all"]

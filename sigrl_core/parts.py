@@ -1,12 +1,40 @@
-"""Work cut into parts of a listing, so that it can stop and go on. A part depends on the listing, not on who works."""
+"""Work done exactly once: a folder made part by part, by one run at a time, that any kill leaves ready to go on.
+
+    OUT/plan.json            what the folder is made from; another run in it is refused
+    OUT/work/                what only an unfinished folder has
+    OUT/work/lease.json      who works on it now
+    OUT/parts/00000.json     a part's commit record: from when it is written, the part is never done again
+    OUT/manifest.json        written last: without it the folder is not finished
+    OUT/run_log.jsonl        where, when and how long each part was worked on; in nothing that is compared
+
+Parts are ranges of a listing, fixed before any of them is worked on. What a part writes has names and bytes that follow
+from the listing alone, so that a part done twice, by a worker that was thought dead, changes nothing.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sigrl_core import storage
 from sigrl_core.errors import StorageError
+
+BEAT_SECONDS = 3.0
+"""How often a run says that it is there."""
+SILENT_SECONDS = 20.0
+"""How long a lease must not change before its holder counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +63,206 @@ def plan_parts(num_rows: int, rows_per_part: int) -> list[Part]:
     return [Part(index, start, min(start + rows_per_part, num_rows)) for index, start in enumerate(starts)]
 
 
-def differing_key(out: str, plan: dict[str, Any]) -> tuple[str, Any] | None:
-    """Notes in `out/plan.json` what a folder is made from, or compares with what is noted there.
+@dataclass(frozen=True)
+class Job:
+    """A folder that is made part by part."""
 
-    Returns:
-        The first key that differs and its noted value, for the caller's error; None where the plan is the same.
+    out: str
 
-    Raises:
-        StorageError: the folder holds files of something else.
+    def path(self, *names: str) -> str:
+        return storage.join(self.out, *names)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """None where the folder is not finished."""
+        where = self.path("manifest.json")
+        return storage.read_json(where) if storage.exists(where) else None
+
+    def agree(self, plan: dict[str, Any]) -> None:
+        """Compares with what the folder was started with.
+
+        Raises:
+            StorageError: it was started with something else, or holds files of something else.
+        """
+        where = self.path("plan.json")
+        if storage.exists(where):
+            noted = storage.read_json(where)
+            for key, value in plan.items():
+                if noted.get(key) != value:
+                    raise StorageError(
+                        f"{self.out}: was started with {key} = {noted.get(key)}, now {key} = {value}; "
+                        "delete the folder or choose another --out"
+                    )
+        elif any(not file.path.startswith("work/") for file in storage.walk(self.out)):
+            raise StorageError(f"{self.out}: holds files of something else (no plan.json); choose another --out")
+
+    @contextmanager
+    def claimed(self, plan: dict[str, Any]) -> Iterator[Lease]:
+        """Keeps the folder to this run while the body works on it; waits for a run that died here.
+
+        Raises:
+            StorageError: as `agree`, or another run is at work here.
+        """
+        storage.make_folder(self.out)
+        self.agree(plan)
+        with Lease(self.path("work", "lease.json")) as lease:
+            self.agree(plan)  # with what another run may have noted meanwhile
+            if not storage.exists(self.path("plan.json")):
+                storage.write_json(self.path("plan.json"), plan)
+            yield lease
+        if self.manifest() is not None:
+            storage.remove(self.path("work"))
+
+    def committed(self, part: Part) -> bool:
+        return storage.exists(self._record(part))
+
+    def pending(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts without commit record."""
+        folder = self.path("parts")
+        done = {file.path for file in storage.walk(folder)} if storage.exists(folder) else set()
+        return [part for part in parts if part.name + ".json" not in done]
+
+    def commit(self, part: Part, record: dict[str, Any]) -> None:
+        """Writes a part's commit record: JSON values, the last thing that is written of the part."""
+        storage.write_json(self._record(part), record)
+
+    def records(self, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
+        """The commit records of all parts, in their order; raises StorageError where one is missing."""
+        with ThreadPoolExecutor(16) as pool:  # an object store answers many small reads at a time
+            for start in range(0, len(parts), 64):  # and few are held
+                yield from pool.map(lambda part: storage.read_json(self._record(part)), parts[start : start + 64])
+
+    def take_back(self, parts: Iterable[Part]) -> None:
+        """Lets parts be done again; the folder is then not finished."""
+        storage.remove(self.path("manifest.json"))
+        for part in parts:
+            storage.remove(self._record(part))
+
+    def finish(self, manifest: dict[str, Any], parts: Sequence[Part]) -> None:
+        """Writes the run log, then the manifest; everything else has to be there."""
+        lines = [
+            json.dumps({"part": part.name, **record["log"]})
+            for part, record in zip(parts, self.records(parts), strict=True)
+        ]
+        storage.write_bytes(self.path("run_log.jsonl"), "".join(line + "\n" for line in lines).encode())
+        storage.write_json(self.path("manifest.json"), manifest)
+
+    def _record(self, part: Part) -> str:
+        return self.path("parts", part.name + ".json")
+
+
+class Lease:
+    """A file that its holder changes every few seconds, in place of a lock, which object stores lack.
+
+    Whether a holder is alive is seen from whether the file changes, never from clocks of two machines. Two that take it
+    in the same moment find out at their next beat, and one stops; until then they write the same bytes.
     """
-    where = storage.join(out, "plan.json")
-    if not storage.exists(where):
-        if storage.exists(out) and storage.list_files(out):
-            raise StorageError(f"{out}: holds files of something else (no plan.json); choose another --out")
-        storage.write_json(where, plan)
-        return None
-    noted = storage.read_json(where)
-    return next(((key, noted.get(key)) for key in plan if noted.get(key) != plan[key]), None)
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._holder = secrets.token_hex(8)
+        self._beats = 0
+        self._stopped = threading.Event()
+        self._taken_by: dict[str, Any] | None = None
+
+    def __enter__(self) -> Lease:
+        found = self._read()
+        if found and not _is_gone(found):
+            self._wait_out(found)
+        self._write()
+        time.sleep(0.2)  # for another that found nothing in the same moment
+        if (found := self._read()) and found["holder"] != self._holder:
+            raise self._refusal(found)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        if self._taken_by is None:
+            with suppress(StorageError):  # then the next run waits until it is silent long enough
+                storage.remove(self.uri)
+
+    def check(self) -> None:
+        """Raises StorageError when another run took over, because this one was silent too long."""
+        if self._taken_by is not None:
+            raise self._refusal(self._taken_by)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(BEAT_SECONDS):
+            with suppress(StorageError):  # a store that fails now may be back before anyone counts us as dead
+                found = self._read()
+                if found and found["holder"] != self._holder:
+                    self._taken_by = found
+                    return
+                self._write()
+
+    def _wait_out(self, found: dict[str, Any]) -> None:
+        print(
+            f"{self.uri}: {_holder(found)} may still be at work here; looking for up to {SILENT_SECONDS:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        deadline = time.monotonic() + SILENT_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            now = self._read()
+            if now is None:
+                return
+            if now != found:
+                raise self._refusal(now)
+
+    def _refusal(self, found: dict[str, Any]) -> StorageError:
+        return StorageError(
+            f"{self.uri}: {_holder(found)} is at work in this folder; wait for it, or stop it and run the same command "
+            "again"
+        )
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return storage.read_json(self.uri) if storage.exists(self.uri) else None
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # let go between the two
+                return None
+            raise
+
+    def _write(self) -> None:
+        self._beats += 1
+        found = {"holder": self._holder, "beat": self._beats, "machine": _machine(), "process": os.getpid()}
+        storage.write_json(self.uri, found)
+
+
+def work_log(started: float) -> dict[str, Any]:
+    """Who worked since `started` (time.time()), for a commit record's `log`."""
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 3),
+    }
+
+
+def _holder(found: dict[str, Any]) -> str:
+    return f"process {found['process']} of {found['machine'].split()[0]}"
+
+
+def _is_gone(found: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is not there any more; no need to wait then."""
+    if found["machine"] != _machine():
+        return False
+    try:
+        os.kill(found["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _machine() -> str:
+    """This machine since it started, and among its containers this one, so that a process number means one process."""
+    told = [socket.gethostname()]
+    for path, read in (("/proc/sys/kernel/random/boot_id", Path.read_text), ("/proc/self/ns/pid", os.readlink)):
+        with suppress(OSError):
+            told.append(read(Path(path)).strip())
+    return " ".join(told)

@@ -4,7 +4,11 @@
     vocabulary.json          the labels, in the order of every C axis
     shards/00000.parquet     rows of SHARD_SCHEMA: one decoded, shrunk, once-only picture each
     quarantine.parquet       rows of QUARANTINE_SCHEMA: what could not be used, and why
-    plan.json                what the folder was started with, so that the same command can go on
+    duplicates.parquet       rows of DUPLICATES_SCHEMA: what is in the shards already
+    dataset.html             what is in it, to look at
+    listing.parquet, parts/  what was listed and what became of each part of it, so that pictures that could not be
+                             reached can be taken again
+    plan.json, run_log.jsonl what the folder was started with, and who worked on it when; see parts.py
 
 rows_in = rows_out + quarantined + duplicates, always. `python -m sigrl_core.records FOLDER` checks every byte.
 """
@@ -16,7 +20,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +32,9 @@ from sigrl_core.vocabulary import Vocabulary
 
 PRESENT, ABSENT, UNKNOWN = 1, -1, 0
 
-SCHEMA_VERSION = 1
+Split = Literal["train", "validation", "test"]
+
+SCHEMA_VERSION = 2
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -41,6 +47,7 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("uri", "reason", "detail")])
+DUPLICATES_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("uri", "sha256", "kind")])
 
 _AGAIN = "run preprocess.py again"
 
@@ -70,10 +77,21 @@ def count_states(states_NC: np.ndarray, vocabulary: Vocabulary) -> dict[str, dic
     return {name: {key: totals[key][c] for key in counts} for c, name in enumerate(vocabulary.names)}
 
 
-def in_validation(sha256: str, seed: int, fraction: float) -> bool:
-    """Whether a picture belongs to the validation split: by its content, so the same picture always does."""
+def add_counts(first: dict[str, dict[str, int]], second: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Sums of two such counts."""
+    return {name: {key: count + second[name][key] for key, count in states.items()} for name, states in first.items()}
+
+
+def split_of(sha256: str, seed: int, validation: float, test: float = 0.0) -> Split:
+    """Which split a picture belongs to: by its content, so that the same picture is never in two.
+
+    Args:
+        validation: share of pictures held out of training.
+        test: share held out of both; changes no other picture's side of validation.
+    """
     digest = hashlib.sha256(f"{seed}:{sha256}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+    drawn = int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if drawn < validation else "test" if drawn >= 1 - test else "train"
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -179,7 +197,7 @@ class ShardFolder:
         for i in range(len(listed)):
             table = self.read_shard(i, ["sha256", "label_states"])
             counts = count_states(decode_states(table["label_states"], len(self.vocabulary)), self.vocabulary)
-            totals = {name: {key: totals[name][key] + counts[name][key] for key in counts[name]} for name in totals}
+            totals = add_counts(totals, counts)
             seen.update(table["sha256"].to_pylist())
         self._check("manifest.json", "label counts", totals, self.manifest["label_counts"])
         self._check("shards", "number of different pictures", len(seen), self.num_rows)

@@ -1,8 +1,8 @@
 """Files on local disks and in object stores, behind one factory.
 
-A location is a local path (`runs/a`, `/data`, `~/data`, `file:///data`) or `s3://bucket/prefix`. Endpoint, region and
-credentials of S3 come from the environment: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION` or
-`AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`; without keys, as AWS tools do.
+A location is a local path (`runs/a`, `/data`, `~/data`, `file:///data`), `s3://bucket/prefix` (object_store.py says
+how it is reached), `gs://bucket/prefix` or `abfs://container@account.dfs.core.windows.net/prefix`. What a store fails
+to do is tried again for PATIENCE_SECONDS.
 """
 
 from __future__ import annotations
@@ -14,23 +14,56 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-from pyarrow import fs
+import pyarrow as pa
+import tenacity
+from pyarrow import NativeFile, fs
 
+from sigrl_core import object_store
 from sigrl_core.errors import StorageError
+from sigrl_core.object_store import S3Settings
 
+PATIENCE_SECONDS = 60.0
+"""How long a store that does not answer is asked again before a command gives up."""
+
+_OTHER_STORES = ("gs", "abfs", "abfss")
+_SPOOL_BYTES = 64_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
+def is_transient(error: BaseException) -> bool:
+    """Whether the store, not this one file, failed, so that the same call may succeed later."""
+    return isinstance(error, StorageError) and object_store.is_transient(error.__cause__)
+
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def _patient(call: _Call) -> _Call:
+    """Repeats a call that may be repeated while the store fails, with growing, random pauses."""
+    patient = tenacity.retry(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
+        stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+        reraise=True,
+    )
+    return cast(_Call, patient(call))
+
+
 class File(NamedTuple):
-    """One entry of `list_files`: path below the listed folder, size in bytes, time of change in ns since 1970."""
+    """One entry of `walk`: path below the folder, size in bytes, time of change in ns since 1970, the store's mark of
+    its content."""
 
     path: str
     size: int
     mtime: int
+    etag: str = ""
 
 
 def filesystem_for(uri: str) -> tuple[fs.FileSystem, str]:
@@ -45,18 +78,18 @@ def filesystem_for(uri: str) -> tuple[fs.FileSystem, str]:
     if scheme[1] == "file":
         return _local(), os.path.abspath(unquote(urlsplit(uri).path))
     path = uri[scheme.end() :].strip("/")
-    if scheme[1] != "s3":
-        raise StorageError(f"{uri}: scheme {scheme[1]}:// is not known; give a local path, file:// or s3://")
+    if scheme[1] not in ("s3", *_OTHER_STORES):
+        raise StorageError(f"{uri}: scheme {scheme[1]}:// is not known; give a local path, s3://, gs:// or abfs://")
     if not path:
-        raise StorageError(f"{uri}: no bucket named; give s3://bucket/prefix")
-    environment = os.environ.get
-    return _s3(
-        environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL"),
-        environment("AWS_REGION") or environment("AWS_DEFAULT_REGION") or "us-east-1",
-        environment("AWS_ACCESS_KEY_ID"),
-        environment("AWS_SECRET_ACCESS_KEY"),
-        environment("AWS_SESSION_TOKEN"),
-    ), path
+        raise StorageError(f"{uri}: no bucket named; give {scheme[0]}bucket/prefix")
+    if scheme[1] == "s3":
+        return object_store.s3_filesystem(S3Settings.from_environment()), path
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError) as error:  # of a build without it, or a location that it does not take
+        raise StorageError(
+            f"{uri}: this pyarrow cannot reach it ({error}); copy the data to s3:// or a disk"
+        ) from error
 
 
 def is_absolute(uri: str) -> bool:
@@ -79,18 +112,21 @@ def locate(root: str, uri: str) -> str:
     return uri if is_absolute(uri) else join(root, uri)
 
 
+@_patient
 def exists(uri: str) -> bool:
     filesystem, path = filesystem_for(uri)
     with _explained(uri, "looked at"):
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
+@_patient
 def is_folder(uri: str) -> bool:
     filesystem, path = filesystem_for(uri)
     with _explained(uri, "looked at"):
         return filesystem.get_file_info(path).type == fs.FileType.Directory
 
 
+@_patient
 def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     """The whole file.
 
@@ -98,14 +134,29 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
         StorageError: missing, denied, unreachable, or larger than `max_bytes`; see `is_transient`.
     """
     filesystem, path = filesystem_for(uri)
+    try:
+        with _explained(uri, "read"):
+            if uri.startswith("s3://"):
+                return object_store.s3_read(path, max_bytes)
+            with filesystem.open_input_file(path) as file:
+                if max_bytes is not None and file.size() > max_bytes:
+                    raise object_store.OversizeError(file.size())
+                return file.read()
+    except object_store.OversizeError as error:
+        raise StorageError(f"{uri}: {error.size} bytes; at most {max_bytes} are read") from error
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[NativeFile]:
+    """The file opened to read pieces of it; raises StorageError as `read_bytes`."""
+    filesystem, path = filesystem_for(uri)
     with _explained(uri, "read"), filesystem.open_input_file(path) as file:
-        if max_bytes is not None and (size := file.size()) > max_bytes:
-            raise StorageError(f"{uri}: {size} bytes; at most {max_bytes} are read")
-        return file.read()
+        yield file
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Writes the whole file or nothing: no reader ever sees a part of it under its name.
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[Any]:
+    """The file opened to be written from its start; it has its name when the body ends, and never where that fails.
 
     Raises:
         StorageError: denied, disk full, store unreachable.
@@ -113,15 +164,16 @@ def write_bytes(uri: str, data: bytes) -> None:
     filesystem, path = filesystem_for(uri)
     with _explained(uri, "written"):
         if not isinstance(filesystem, fs.LocalFileSystem):
-            with filesystem.open_output_stream(path, compression=None) as stream:  # an object appears when closed
-                stream.write(data)
+            with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:  # a stream to a store cannot be called back
+                yield spool
+                _upload(uri, spool)
             return
         folder, name = os.path.split(path)
         os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")  # same disk: the rename is atomic
         try:
             with open(temporary, "xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -129,6 +181,21 @@ def write_bytes(uri: str, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+@_patient
+def _upload(uri: str, file: Any) -> None:
+    filesystem, path = filesystem_for(uri)
+    file.seek(0)
+    with _explained(uri, "written"), filesystem.open_output_stream(path, compression=None) as stream:
+        shutil.copyfileobj(file, stream, 1 << 20)  # the object appears when the stream is closed
+
+
+@_patient
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes the whole file or nothing: no reader ever sees a part of it under its name; raises as `writing`."""
+    with writing(uri) as file:
+        file.write(data)
 
 
 def read_json(uri: str) -> Any:
@@ -144,8 +211,11 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def list_files(uri: str, suffixes: Sequence[str] = ("",)) -> list[File]:
-    """Files below a folder, all levels, sorted by path; those whose name starts with a dot are not listed.
+def walk(uri: str, suffixes: Sequence[str] = ("",)) -> Iterator[File]:
+    """Files below a folder as they are found, all levels, in the order of their paths, without those that are hidden:
+    with a dot before their name or that of a folder above them.
+
+    Holds the names of one folder, or one page of an object store, at a time.
 
     Args:
         suffixes: endings to keep, in lower case; the file's own case does not matter.
@@ -154,16 +224,87 @@ def list_files(uri: str, suffixes: Sequence[str] = ("",)) -> list[File]:
         StorageError: no such folder, denied, unreachable.
     """
     filesystem, root = filesystem_for(uri)
+    endings = tuple(suffixes)
     with _explained(uri, "listed"):
-        entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        if isinstance(filesystem, fs.LocalFileSystem):
+            yield from _walk_disk(root, "", endings)
+            return
+        files = _walk_s3(root) if uri.startswith("s3://") else _walk_any(filesystem, root)
+        for file in files:
+            if not file.path.startswith(".") and "/." not in file.path and file.path.lower().endswith(endings):
+                yield file
+
+
+def list_files(uri: str, suffixes: Sequence[str] = ("",)) -> list[File]:
+    """All that `walk` finds."""
+    return list(walk(uri, suffixes))
+
+
+def _walk_disk(root: str, folder: str, endings: tuple[str, ...]) -> Iterator[File]:
+    with os.scandir(os.path.join(root, folder)) as entries:
+        found = [
+            (entry.name + "/" * is_folder, is_folder)
+            for entry in entries
+            if not entry.name.startswith(".")
+            and ((is_folder := entry.is_dir()) or entry.name.lower().endswith(endings))
+        ]
+    found.sort()  # with the slash, as an object store sorts keys
+    for name, is_folder in found:
+        path = folder + name
+        if is_folder:
+            yield from _walk_disk(root, path, endings)
+        elif (told := _stat(os.path.join(root, path))) is not None:
+            yield File(path, told.st_size, told.st_mtime_ns)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """None for what is no file: a pipe, a device, a file that has gone since."""
+    try:
+        told = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return told if stat.S_ISREG(told.st_mode) else None
+
+
+def _walk_any(filesystem: fs.FileSystem, root: str) -> Iterator[File]:
+    entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     start = len(root.rstrip("/")) + 1
-    return sorted(
-        File(entry.path[start:], entry.size, entry.mtime_ns or 0)
-        for entry in entries
-        if entry.is_file and not entry.base_name.startswith(".") and entry.base_name.lower().endswith(tuple(suffixes))
-    )
+    return iter(sorted(File(e.path[start:], e.size, e.mtime_ns or 0) for e in entries if e.is_file))
 
 
+def _walk_s3(root: str) -> Iterator[File]:
+    below = root + "/" * ("/" in root)
+    start = len(below.partition("/")[2])
+    found = False
+    for entry in object_store.s3_objects(below):
+        found = True
+        if not entry["Key"].endswith("/"):  # what consoles make to show a folder
+            changed = int(entry["LastModified"].timestamp()) * 1_000_000_000
+            yield File(entry["Key"][start:], entry["Size"], changed, entry["ETag"].strip('"'))
+    if not found and start:
+        raise FileNotFoundError(root)
+
+
+@_patient
+def move(source: str, target: str) -> None:
+    """Gives a file another place in the same file system; where it already has been moved, nothing is left to do.
+
+    Raises:
+        StorageError: neither is there; denied, unreachable.
+    """
+    filesystem, path = filesystem_for(source)
+    _, new = filesystem_for(target)
+    with _explained(source, "moved"):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            os.makedirs(os.path.dirname(new), exist_ok=True)
+            os.replace(path, new)
+        elif filesystem.get_file_info(path).type != fs.FileType.NotFound:  # else it was, and only the answer was lost
+            filesystem.move(path, new)
+        elif filesystem.get_file_info(new).type == fs.FileType.NotFound:
+            raise FileNotFoundError(path)
+
+
+@_patient
 def make_folder(uri: str) -> None:
     """Makes a folder and those above it; object stores have none, so there it only looks for the bucket."""
     filesystem, path = filesystem_for(uri)
@@ -174,6 +315,7 @@ def make_folder(uri: str) -> None:
             raise StorageError(f"{uri}: no bucket {bucket}; make it first, or name another")
 
 
+@_patient
 def remove(uri: str) -> None:
     """Removes a file or a folder with all that is in it; nothing there is fine."""
     filesystem, path = filesystem_for(uri)
@@ -185,35 +327,9 @@ def remove(uri: str) -> None:
             filesystem.delete_file(path)
 
 
-def is_transient(error: StorageError) -> bool:
-    """Whether the store, not this one file, failed, so that the same call may succeed later."""
-    cause = error.__cause__
-    if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError | PermissionError | IsADirectoryError):
-        return False
-    text = str(cause)
-    return "AWS Error" in text and not any(word in text for word in ("ACCESS_DENIED", "NO_SUCH", "NOT_FOUND"))
-
-
 @functools.cache
 def _local() -> fs.LocalFileSystem:
     return fs.LocalFileSystem()
-
-
-@functools.cache
-def _s3(endpoint: str | None, region: str, key: str | None, secret: str | None, token: str | None) -> fs.FileSystem:
-    scheme, _, host = (endpoint or "").rpartition("://")
-    return fs.S3FileSystem(
-        access_key=key,
-        secret_key=secret,
-        session_token=token,
-        region=region,
-        endpoint_override=host.rstrip("/") or None,
-        scheme=scheme or "https",
-        connect_timeout=5,
-        request_timeout=30,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=5),
-        allow_delayed_open=True,  # a small object is one PUT
-    )
 
 
 @contextlib.contextmanager
@@ -229,8 +345,8 @@ def _explained(uri: str, action: str) -> Iterator[None]:
 def _reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk full; free some space and run the same command again"
-    if "NO_SUCH_BUCKET" in str(error):
-        return "no such bucket; make it first, or check the name"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) or "ACCESS_DENIED" in str(error):
-        return "permission denied; check the rights of this user or of these credentials"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "permission denied; check the rights of this user"
+    if told := object_store.reason(error):
+        return told
     return f"{error.strerror or error}; check the path and the connection, then run the same command again"

@@ -32,6 +32,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 COCO160 = REPOSITORY.parent / "shared" / "data" / "coco160"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="long fault and load tests in full")
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether long tests run in their full form."""
+    return bool(request.config.getoption("--soak"))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray of four logical CPUs, started as the commands start theirs."""
@@ -147,7 +157,7 @@ def write_shards(
         "rows_out": len(rows),
         "quarantined": 0,
         "duplicates": 0,
-        "validation": {"seed": 0, "fraction": validation_fraction},
+        "split": {"seed": 0, "validation": validation_fraction, "test": 0.0},
         "quarantine": {"name": "quarantine.parquet", "sha256": records.sha256_of(quarantine)},
         "shards": listed,
         "label_counts": records.count_states(states_NC, vocabulary),
@@ -238,3 +248,20 @@ def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.write_line(f"tiers: {spent or 'nothing ran'}")
     for tier in over_budget():
         terminalreporter.write_line(f"FAILED tier {tier} is over its budget; make its tests cheaper", red=True)
+
+
+@pytest.fixture
+def read_corpus(tmp_path_factory):
+    """(corpus, images, annotations) -> its rows and labels, by way of the file that preprocessing works from."""
+    from sigrl_core.corpora import get_corpus
+    from sigrl_core.corpora.listing_file import parts_of, read_part, write_listing
+
+    def read(corpus: str, images: Path | str, annotations: Path | str | None = None, rows_per_part: int = 2):
+        listing = get_corpus(corpus)(str(images), annotations and str(annotations))
+        file = str(tmp_path_factory.mktemp("listing") / "listing.parquet")
+        listed = write_listing(listing, file, rows_per_part=rows_per_part)
+        rows = [row for part in parts_of(file) for row in read_part(file, part)]
+        assert listed.num_rows == len(rows)
+        return rows, listed.vocabulary
+
+    return read

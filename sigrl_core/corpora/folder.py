@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sigrl_core import storage
-from sigrl_core.corpora.listing import Listing, Row, own_vocabulary, require_folder
+from sigrl_core.corpora.listing import Listing, Row, require_folder
 from sigrl_core.errors import CorpusError
 from sigrl_core.images import SUFFIXES
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
-    """Lists every picture at every depth, sorted by path; the first folder of the path is the label.
+    """Lists every picture at every depth, in the order of paths; the first folder of the path is the label.
 
     Raises:
         CorpusError: no such folder, no pictures in it, or annotations given.
@@ -17,9 +19,13 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     if annotations is not None:
         raise CorpusError(f"corpus folder: takes no annotations, found {annotations}; leave --annotations out")
     require_folder(images)
-    paths = [file.path for file in storage.list_files(images, SUFFIXES)]
-    if not paths:
+    return Listing(_rows(images))
+
+
+def _rows(images: str) -> Iterator[Row]:
+    file = None
+    for file in storage.walk(images, SUFFIXES):
+        label, slash, _ = file.path.partition("/")
+        yield Row(file.path, (label,) if slash else None, size=file.size)
+    if file is None:
         raise CorpusError(f"{images}: no image files with suffixes {', '.join(SUFFIXES)} under it; check --images")
-    rows = [Row(path, (path.split("/")[0],) if "/" in path else None) for path in paths]
-    names = sorted({label for row in rows for label in row.labels or ()})
-    return Listing(rows, own_vocabulary(names, images))

@@ -5,28 +5,35 @@ Without `negatives`, labels not listed are absent; with it, they are unknown. Wi
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
 
-from sigrl_core.corpora.listing import Listing, Row, own_vocabulary, read_annotations
+from sigrl_core import storage
+from sigrl_core.corpora.listing import Listing, Row, require_annotations
 from sigrl_core.errors import CorpusError
 
 _KEYS = ("uri", "labels", "negatives")
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
-    """Lists the lines in their order; the corpus's own labels are in order of first mention.
+    """Lists the lines in their order.
 
     Raises:
         CorpusError: no file, no rows, a line that is not such an object; names the line.
     """
-    data = read_annotations("jsonl", annotations)
-    rows = [
-        _row(line, f"{annotations}, line {number}") for number, line in enumerate(data.split(b"\n"), 1) if line.strip()
-    ]
-    if not rows:
+    return Listing(_rows(require_annotations("jsonl", annotations)))
+
+
+def _rows(annotations: str) -> Iterator[Row]:
+    row = None
+    with storage.reading(annotations) as file:
+        for number, line in enumerate(io.BufferedReader(file, 1 << 20), 1):
+            if line.strip():
+                row = _row(line, f"{annotations}, line {number}")
+                yield row
+    if row is None:
         raise CorpusError(f'{annotations}: no rows; write one {{"uri": ..., "labels": [...]}} per line')
-    names = dict.fromkeys(label for row in rows for label in (*(row.labels or ()), *(row.negatives or ())))
-    return Listing(rows, own_vocabulary(names, str(annotations)))
 
 
 def _row(line: bytes, where: str) -> Row:

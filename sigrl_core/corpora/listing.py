@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from sigrl_core import storage
 from sigrl_core.config import LabelStates
-from sigrl_core.errors import CorpusError, StorageError, VocabularyError
+from sigrl_core.errors import CorpusError, VocabularyError
 from sigrl_core.records import ABSENT, PRESENT, UNKNOWN
 from sigrl_core.vocabulary import Vocabulary
 
@@ -20,32 +19,39 @@ class Row(NamedTuple):
     """One picture of a corpus.
 
     Attributes:
-        uri: as the corpus writes it; below the corpus's folder of pictures unless absolute.
+        uri: as the corpus writes it; below the corpus's folder of pictures unless absolute. One inside a container (a
+            tar, a Parquet file) is `container#name`.
         labels: those present; None says that nobody annotated this picture.
         negatives: those absent, where the corpus tells; None says that what is not in `labels` is absent.
+        size: bytes of the picture, where the corpus knows without opening it.
+        offset: where a container holds it: the byte it starts at in a tar, its row in a Parquet file.
     """
 
     uri: str
     labels: tuple[str, ...] | None
     negatives: tuple[str, ...] | None = None
+    size: int | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All pictures of a corpus, in its order, and the corpus's own labels, in its order."""
+    """All pictures of a corpus.
 
-    rows: list[Row]
-    vocabulary: Vocabulary
+    Attributes:
+        rows: in the corpus's order; read once, as they are found, so that millions need no memory.
+        vocabulary: the corpus's own labels, in its order; None for those that rows mention, in alphabetical order.
+    """
+
+    rows: Iterable[Row]
+    vocabulary: Vocabulary | None = None
 
 
 def label_states(rows: Sequence[Row], vocabulary: Vocabulary, annotated: Literal["all", "seen"] = "all") -> np.ndarray:
-    """Labels of N rows as int8 [N, C], in vocabulary order: PRESENT, ABSENT or UNKNOWN.
+    """Labels of N rows, all of the vocabulary, as int8 [N, C] in its order: PRESENT, ABSENT or UNKNOWN.
 
     Args:
         annotated: the labels that were looked for in every annotated picture.
-
-    Raises:
-        CorpusError: a label that the vocabulary does not have, or one both present and absent.
     """
     not_listed_C = np.full(len(vocabulary), ABSENT, dtype=np.int8)
     if annotated == "seen":
@@ -53,16 +59,10 @@ def label_states(rows: Sequence[Row], vocabulary: Vocabulary, annotated: Literal
     index = vocabulary.index
     states_NC = np.full((len(rows), len(vocabulary)), UNKNOWN, dtype=np.int8)
     for row, states_C in zip(rows, states_NC, strict=True):
-        labels, negatives = row.labels or (), row.negatives or ()
         if row.labels is not None and row.negatives is None:
             states_C[:] = not_listed_C
-        if both := set(labels) & set(negatives):
-            raise CorpusError(f"{row.uri}: label {min(both)!r} is both in labels and in negatives; keep one")
-        for names, state in ((negatives, ABSENT), (labels, PRESENT)):
-            for name in names:
-                if name not in index:
-                    raise CorpusError(f"{row.uri}: label {name!r} is not in the vocabulary{_nearest(name, index)}")
-                states_C[index[name]] = state
+        states_C[[index[name] for name in row.negatives or ()]] = ABSENT
+        states_C[[index[name] for name in row.labels or ()]] = PRESENT
     return states_NC
 
 
@@ -83,21 +83,25 @@ def told(states_C: np.ndarray, labels: LabelStates, sha256: str, seed: int) -> n
 
 
 def own_vocabulary(names: Iterable[str], where: str) -> Vocabulary:
-    """The labels a corpus brings; raises CorpusError when they are no label list."""
+    """The labels that a corpus lists; raises CorpusError when they are no label list."""
     try:
         return Vocabulary.of(names)
     except VocabularyError as error:
         raise CorpusError(f"{where}: {error}") from error
 
 
-def read_annotations(corpus: str, annotations: str | None) -> bytes:
-    """The bytes of an annotation file that this corpus cannot do without."""
+def require_annotations(corpus: str, annotations: str | None) -> str:
+    """The location of an annotation file, or folder, that this corpus cannot do without."""
     if annotations is None:
         raise CorpusError(f"corpus {corpus}: needs an annotation file, none given; add --annotations FILE")
-    try:
-        return storage.read_bytes(annotations)
-    except StorageError as error:
-        raise CorpusError(f"corpus {corpus}: annotations {error}") from error
+    if not storage.exists(annotations):
+        raise CorpusError(f"corpus {corpus}: annotations {annotations}: no such file or folder; check the path")
+    return annotations
+
+
+def read_annotations(corpus: str, annotations: str | None) -> bytes:
+    """The bytes of that file."""
+    return storage.read_bytes(require_annotations(corpus, annotations))
 
 
 def require_folder(images: str) -> None:
@@ -105,10 +109,3 @@ def require_folder(images: str) -> None:
         raise CorpusError(f"{images}: no such folder of pictures; check --images")
     if not storage.is_folder(images):
         raise CorpusError(f"{images}: a file, expected the folder of the pictures; check --images")
-
-
-def _nearest(name: str, index: dict[str, int]) -> str:
-    nearest = difflib.get_close_matches(name, index, n=1)
-    return (
-        f"; did you mean {nearest[0]!r}?" if nearest else f" of {len(index)} labels; add it there or leave it out here"
-    )

@@ -3,7 +3,7 @@
 OUT/tags/00000.parquet   rows of TAGS_SCHEMA, one file a part
 OUT/tags.jsonl           the same rows, as lines
 OUT/manifest.json        written last: counts, errors by reason, hashes of model, vocabulary and files
-OUT/plan.json            what the folder was started with, so that the same command can go on
+OUT/plan.json, parts/    what the folder was started with, and which parts are done; see parts.py
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sigrl_core.config import TagConfig
 from sigrl_core.corpora.folder import list_corpus
 from sigrl_core.errors import StorageError
 from sigrl_core.label_embeddings import load_embeddings
-from sigrl_core.on_ray.parts import Work, read_records, run_parts
+from sigrl_core.on_ray.parts import Work, run_parts
 from sigrl_core.on_ray.session import connect
-from sigrl_core.parts import Part, differing_key, plan_parts
+from sigrl_core.parts import Job, Part, plan_parts
 from sigrl_core.records import seal, sha256_of, to_parquet
 from sigrl_core.tagger import Tagger, Tags
 from sigrl_core.vocabulary import Vocabulary
@@ -42,8 +42,6 @@ TAGS_SCHEMA = pa.schema(
     ]
 )
 BATCH_SIZE = 32
-
-_WORK = "work"
 
 
 def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
@@ -60,6 +58,7 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
     asked = _question(config, checkpoint)
     images, out = storage.absolute(config.images), storage.absolute(config.out)
     uris = [row.uri for row in list_corpus(images).rows]
+    job = Job(out)
     parts = plan_parts(len(uris), config.rows_per_part)
     plan = {
         "images": images,
@@ -72,22 +71,15 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         "local_candidates": config.local_candidates,
         "rows_per_part": config.rows_per_part,
     }
-    _agree_on_plan(out, plan)
-    where = storage.join(out, "manifest.json")
-    if storage.exists(where):
-        return storage.read_json(where)
-    connect()
-    load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
-    make_work = partial(_worker, load, asked, images, out, uris)
-    commits = storage.join(out, _WORK, "commits")
-    run_parts(parts, make_work, commits, label="tag", actors=True, workers=min(workers, len(parts)))
-    return _finish(out, plan, parts, commits)
-
-
-def _agree_on_plan(out: str, plan: dict[str, Any]) -> None:
-    if differing := differing_key(out, plan):
-        what = "set of pictures" if differing[0] == "listing" else differing[0]
-        raise StorageError(f"{out}: was started with another {what}; delete the folder or choose another --out")
+    if (manifest := job.manifest()) is not None:
+        job.agree(plan)
+        return manifest
+    with job.claimed(plan) as lease:
+        connect()
+        load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
+        make_work = partial(_worker, load, asked, images, out, uris)
+        run_parts(job, parts, make_work, lease, label="tag", actors=True, workers=min(workers, len(parts)))
+        return _finish(job, plan, parts)
 
 
 class _Question(NamedTuple):
@@ -153,15 +145,15 @@ def _tag_batch(tagger: Tagger, asked: _Question, images: str, uris: list[str]) -
     return [missing if number in unreachable else next(tagged) for number in range(len(uris))]
 
 
-def _finish(out: str, plan: dict[str, Any], parts: list[Part], commits: str) -> dict[str, Any]:
-    records = read_records(parts, commits)
+def _finish(job: Job, plan: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
+    records = list(job.records(parts))
     lines: list[str] = []
     errors: Counter[str] = Counter()
     for record in records:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(out, record["name"]))))
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(job.path(record["name"]))))
         lines += [_line(row) for row in table.to_pylist()]
         errors.update(record["errors"])
-    storage.write_bytes(storage.join(out, "tags.jsonl"), "".join(lines).encode())
+    storage.write_bytes(job.path("tags.jsonl"), "".join(lines).encode())
     manifest = seal(
         {
             "schema_version": 1,
@@ -174,8 +166,7 @@ def _finish(out: str, plan: dict[str, Any], parts: list[Part], commits: str) -> 
             **plan,
         }
     )
-    storage.write_json(storage.join(out, "manifest.json"), manifest)
-    storage.remove(storage.join(out, _WORK))
+    job.finish(manifest, parts)
     return manifest
 
 

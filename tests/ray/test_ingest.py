@@ -1,9 +1,11 @@
 """Preprocessing on a real local Ray: the same bytes whoever works, whatever is killed; every row accounted for."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,12 +14,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sigrl_core.config import PreprocessConfig
 from sigrl_core.errors import CorpusError, StorageError
+from sigrl_core.on_ray import ingest
 from sigrl_core.on_ray.ingest import preprocess
-from sigrl_core.records import ShardFolder, decode_states, in_validation
+from sigrl_core.parts import Job
+from sigrl_core.records import ShardFolder, decode_states, split_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -30,9 +36,12 @@ def config_for(pictures: Path, out: Path, **changes) -> PreprocessConfig:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """sha256 of every file in a folder."""
+    """sha256 of every file in a folder but those that say who worked when."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        name: sha256 for name, sha256 in hashes.items() if name != "run_log.jsonl" and not name.startswith("parts/")
+    }
 
 
 def read_all(out: Path, column: str) -> list:
@@ -55,7 +64,8 @@ def test_shards_hold_the_corpus_in_order(pictures: Path, tmp_path: Path) -> None
         min(row) for row in zip(read_all(tmp_path / "out", "width"), read_all(tmp_path / "out", "height"), strict=True)
     } == {32}
     names = [f"shards/0000{i}.parquet" for i in range(4)]
-    expected = ["manifest.json", "plan.json", "quarantine.parquet", *names, "vocabulary.json"]
+    tables = ["listing.parquet", "manifest.json", "plan.json", "quarantine.parquet"]
+    expected = ["duplicates.parquet", *tables, *names, "vocabulary.json"]
     assert sorted(fingerprint(tmp_path / "out")) == expected
 
 
@@ -72,12 +82,30 @@ def test_duplicates_and_quarantine_are_accounted_for_whoever_works(pictures: Pat
     assert fingerprint(outs[0]) == fingerprint(outs[1])
     counts = {key: manifests[0][key] for key in ("rows_in", "rows_out", "quarantined", "duplicates")}
     assert counts == {"rows_in": 20, "rows_out": 12, "quarantined": 3, "duplicates": 5}
+    assert [shard["name"] for shard in manifests[0]["shards"]] == [f"{i:05d}.parquet" for i in range(5)]
+    duplicates = pq.read_table(outs[0] / "duplicates.parquet").to_pylist()
+    assert [(row["uri"], row["kind"]) for row in duplicates] == [
+        ("cat/00.jpg", "exact"),
+        ("dog/99.jpg", "exact"),
+        *((f"zebra-{name}.jpg", "exact") for name in ("06", "07", "08")),
+    ]
     uris = read_all(outs[0], "uri")
     assert "cat/00 again.jpg" in uris
     assert "cat/00.jpg" not in uris
     assert "dog/99.jpg" not in uris
     quarantine = {row["uri"]: row["reason"] for row in ShardFolder.open(str(outs[0])).read_quarantine().to_pylist()}
     assert quarantine == {"cat/text.jpg": "not_an_image", "cat/empty.jpg": "empty", "dog/half.jpg": "truncated"}
+
+
+def test_near_duplicates_are_taken_out_where_asked(pictures: Path, tmp_path: Path) -> None:
+    Image.open(pictures / "cat/01.jpg").resize((90, 70)).save(pictures / "cat/01 larger.jpg", quality=70)
+    assert preprocess(config_for(pictures, tmp_path / "all"))["duplicates"] == 0
+    manifest = preprocess(config_for(pictures, tmp_path / "out", near_duplicates=4))
+    assert (manifest["rows_out"], manifest["duplicates"]) == (12, 1)
+    assert pq.read_table(tmp_path / "out/duplicates.parquet")["kind"].to_pylist() == ["near"]
+    uris = read_all(tmp_path / "out", "uri")
+    assert "cat/01 larger.jpg" in uris  # listed first: a space sorts before a dot
+    assert "cat/01.jpg" not in uris
 
 
 def test_the_second_run_finds_it_done(pictures: Path, tmp_path: Path) -> None:
@@ -96,7 +124,7 @@ def test_another_run_in_the_same_folder_is_refused(pictures: Path, tmp_path: Pat
     with pytest.raises(StorageError, match=r"was started with quality = 90, now quality = 80; delete .* another --out"):
         preprocess(dataclasses.replace(config, quality=80))
     shutil.copy(pictures / "cat/00.jpg", pictures / "cat/new.jpg")
-    with pytest.raises(StorageError, match="listing"):
+    with pytest.raises(StorageError, match=r"was made of 12 listed pictures of .*, which now lists 13"):
         preprocess(config)
     with pytest.raises(StorageError, match="holds files of something else"):
         preprocess(config_for(pictures, pictures))
@@ -147,7 +175,9 @@ def test_one_positive_each_for_training_and_all_labels_for_validation(make_pictu
         out = tmp_path / mode
         preprocess(config_for(tmp_path / "in", out, **common, labels=mode, validation_fraction=0.3))
         encoded = zip(read_all(out, "sha256"), read_all(out, "label_states"), strict=True)
-        states = [(in_validation(sha, 0, 0.3), tuple(np.frombuffer(row, np.int8).tolist())) for sha, row in encoded]
+        states = [
+            (split_of(sha, 0, 0.3) == "validation", tuple(np.frombuffer(row, np.int8).tolist())) for sha, row in encoded
+        ]
         assert 2 < sum(held for held, _ in states) < 12
         assert {row for held, row in states if held} == {(1, 1, 1, -1)}
         told[mode] = {row for held, row in states if not held}
@@ -172,6 +202,121 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(pictures: Path, 
         subprocess.run(["umount", out], check=True)
 
 
+def test_pictures_that_could_not_be_reached_are_taken_again(pictures: Path, tmp_path: Path, make_picture) -> None:
+    """And then the folder is as if they had been there, duplicates that now come later taken out again."""
+    make_picture(6, 80, 70).save(pictures / "cat/late.jpg")
+    (pictures / "zebra").mkdir()
+    shutil.copy(pictures / "cat/late.jpg", pictures / "zebra/same as late.jpg")
+    uris = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.jpg"))
+    rows = [json.dumps({"uri": uri, "labels": []}) + "\n" for uri in [*uris, "never there.jpg"]]
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    config = config_for(pictures, tmp_path / "out", corpus="jsonl", annotations=str(tmp_path / "a.jsonl"))
+    preprocess(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    os.rename(pictures / "cat/late.jpg", tmp_path / "kept")
+    before = preprocess(config)
+    assert (before["quarantined"], before["duplicates"]) == (2, 0)
+    assert "zebra/same as late.jpg" in read_all(tmp_path / "out", "uri")
+    os.rename(tmp_path / "kept", pictures / "cat/late.jpg")
+    assert preprocess(config) == before
+    after = preprocess(config, retry_failed=True)
+    assert (after["quarantined"], after["duplicates"]) == (1, 1)
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+    os.rename(pictures / "cat/late.jpg", tmp_path / "kept")  # now what was a duplicate is needed, and done again
+    (tmp_path / "out/parts/00002.json").unlink()
+    (tmp_path / "out/manifest.json").unlink()
+    preprocess(config)
+    ShardFolder.open(str(tmp_path / "out")).verify()
+    assert "zebra/same as late.jpg" in read_all(tmp_path / "out", "uri")
+
+
+def test_shards_of_so_many_bytes(pictures: Path, tmp_path: Path, make_picture) -> None:
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (600, 600, 3), np.uint8)
+        Image.fromarray(noise).save(pictures / f"cat/noise {number}.jpg", quality=90)
+    sizes = [path.stat().st_size for path in sorted(pictures.rglob("*.jpg"))]
+    config = config_for(pictures, tmp_path / "out", rows_per_shard=1000, bytes_per_shard=1_000_000)
+    shards = preprocess(config)["shards"]
+    assert len(shards) > 1
+    start = 0
+    for shard in shards:
+        assert sum(sizes[start : start + shard["rows"]]) <= 1_000_000
+        start += shard["rows"]
+    (tmp_path / "a.jsonl").write_text('{"uri": "cat/00.jpg"}\n')
+    listed = dataclasses.replace(config, corpus="jsonl", annotations=str(tmp_path / "a.jsonl"), out=str(tmp_path / "b"))
+    with pytest.raises(CorpusError, match="lists no sizes; set --rows-per-shard"):
+        preprocess(listed)
+
+
+def test_a_second_run_at_the_same_time_is_refused(pictures: Path, tmp_path: Path) -> None:
+    config = config_for(pictures, tmp_path / "out")
+    with Job(config.out).claimed({**ingest._portable(config), "vocabulary_hash": None}):
+        refused = subprocess.run([*command(config), "--workers", "1"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert f"process {os.getpid()} of" in refused.stderr
+    assert "is at work in this folder" in refused.stderr
+
+
+def command(config: PreprocessConfig) -> list[str]:
+    """What a user would type for a configuration of `config_for`."""
+    values = {"corpus": config.corpus, "images": config.images, "short-side": config.short_side}
+    values |= {"rows-per-shard": config.rows_per_shard, "out": config.out}
+    flags = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+    return [sys.executable, str(PIPELINE), *flags]
+
+
+def test_runs_killed_at_random_moments_end_in_the_same_bytes(
+    pictures: Path, tmp_path: Path, make_picture, soak: bool
+) -> None:
+    """SIGKILL to the driver, or to one of its workers, at any moment from its start to its end."""
+    for i in range(12, 90):
+        make_picture(i, 900, 700).save(pictures / "dog" / f"{i}.jpg")
+    for i in range(0, 60, 7):
+        shutil.copy(pictures / "dog/80.jpg", pictures / f"dog/{i} again.jpg")
+    whole = config_for(pictures, tmp_path / "whole", rows_per_shard=2)
+    started = time.monotonic()
+    subprocess.run(command(whole), capture_output=True, check=True)
+    seconds = time.monotonic() - started
+    rng = random.Random(20261124)
+    runs, done_twice = (10 if soak else 2), 0
+    for run in range(runs):
+        config = dataclasses.replace(whole, out=str(tmp_path / f"killed {run}"))
+        process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(rng.uniform(0.3, 1.0) * seconds)
+        victim = process.pid
+        if run % 2 and (workers := workers_of(process.pid)):
+            victim = rng.choice(workers)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        if victim == process.pid:
+            process.communicate()
+            time.sleep(rng.uniform(0, 1))
+        else:
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors
+        records = {path: path.stat().st_mtime_ns for path in Path(config.out).glob("parts/*.json")}
+        subprocess.run(command(config), capture_output=True, check=True)
+        done_twice += sum(path.stat().st_mtime_ns != changed for path, changed in records.items())
+        assert fingerprint(Path(config.out)) == fingerprint(tmp_path / "whole"), run
+    print(f"{runs} runs killed at random moments: {runs} end in the same bytes; {done_twice} parts done twice")
+    assert done_twice <= 4 * runs  # at most those that workers of a dead driver still had in hand
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes below `pid` that run Ray tasks."""
+    found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in found.splitlines()[1:]]
+    parents = {int(row[0]): int(row[1]) for row in rows}
+
+    def below(child: int) -> bool:
+        while child in parents:
+            child = parents[child]
+            if child == pid:
+                return True
+        return False
+
+    return [int(row[0]) for row in rows if row[2].startswith("ray::") and "MapBatches" in row[2] and below(int(row[0]))]
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on_and_writes_the_same_bytes(pictures: Path, tmp_path: Path, make_picture, end: int) -> None:
     for i in range(12, 60):
@@ -182,7 +327,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(pictures: Path, tmp_path
     full = [sys.executable, PIPELINE, *map(str, arguments), "--out", str(out), "--workers", "1"]
     process = subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while len(list(out.glob("work/done/*.json"))) < 3:
+    while len(list(out.glob("parts/*.json"))) < 3:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
@@ -193,9 +338,9 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(pictures: Path, tmp_path
         assert errors.endswith("interrupted; the same command goes on where it stopped\n")
     assert not (out / "manifest.json").exists()
     time.sleep(2)  # a task of the killed cluster may be writing its last part
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("work/done/*.json")}
-    shards = {path.stem: (out / "shards" / f"{path.stem}.parquet").stat().st_mtime_ns for path in kept}
+    done = [path.stem for path in out.glob("parts/*.json")]
+    written = {name: (out / "work/shards" / f"{name}.parquet").stat().st_mtime_ns for name in done}
     preprocess(config)
-    assert {name: (out / "shards" / f"{name}.parquet").stat().st_mtime_ns for name in shards} == shards
+    assert {name: (out / "shards" / f"{name}.parquet").stat().st_mtime_ns for name in done} == written
     preprocess(dataclasses.replace(config, out=str(tmp_path / "whole")))
     assert fingerprint(out) == fingerprint(tmp_path / "whole")

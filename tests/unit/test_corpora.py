@@ -1,9 +1,11 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
-from sigrl_core.corpora import CORPORA, Row, get_corpus, label_states, told
+from sigrl_core.corpora import CORPORA, Listing, Row, get_corpus, label_states, told
+from sigrl_core.corpora.listing_file import Listed, write_listing
 from sigrl_core.errors import CorpusError
 from sigrl_core.records import sha256_of
 from sigrl_core.vocabulary import Label, Vocabulary
@@ -21,56 +23,57 @@ def test_unknown_corpora_list_the_known_ones() -> None:
         get_corpus("voc2")
 
 
-def test_folder_takes_labels_from_sub_folders(pictures) -> None:
-    listing = get_corpus("folder")(str(pictures), None)
-    assert listing.vocabulary.names == ["cat", "dog"]
-    assert [row.uri for row in listing.rows] == sorted(row.uri for row in listing.rows)
-    assert listing.rows[0] == Row("cat/00.jpg", ("cat",))
+def test_folder_takes_labels_from_sub_folders(pictures, read_corpus) -> None:
+    rows, vocabulary = read_corpus("folder", pictures)
+    assert vocabulary.names == ["cat", "dog"]
+    assert [row.uri for row in rows] == sorted(row.uri for row in rows)
+    assert rows[0] == Row("cat/00.jpg", ("cat",), size=(pictures / "cat/00.jpg").stat().st_size)
     (pictures / "top.PNG").write_bytes(b"")
     (pictures / "dog" / "deep").mkdir()
     (pictures / "dog" / "deep" / "1.webp").write_bytes(b"")
     (pictures / "notes.txt").write_bytes(b"")
-    rows = {row.uri: row.labels for row in get_corpus("folder")(str(pictures), None).rows}
+    rows = {row.uri: row.labels for row in read_corpus("folder", pictures)[0]}
     assert len(rows) == 14
     assert rows["top.PNG"] is None
     assert rows["dog/deep/1.webp"] == ("dog",)
 
 
-def test_flat_folder_has_no_labels(pictures) -> None:
-    listing = get_corpus("folder")(str(pictures / "cat"), None)
-    assert len(listing.vocabulary) == 0
-    assert {row.labels for row in listing.rows} == {None}
-    assert label_states(listing.rows, listing.vocabulary).shape == (6, 0)
+def test_flat_folder_has_no_labels(pictures, read_corpus) -> None:
+    rows, vocabulary = read_corpus("folder", pictures / "cat")
+    assert len(vocabulary) == 0
+    assert {row.labels for row in rows} == {None}
+    assert label_states(rows, vocabulary).shape == (6, 0)
 
 
-def test_folder_errors(tmp_path, pictures) -> None:
-    list_corpus = get_corpus("folder")
+def test_folder_errors(tmp_path, pictures, read_corpus) -> None:
+    list_corpus = partial(read_corpus, "folder")
     with pytest.raises(CorpusError, match="no such folder"):
-        list_corpus(str(tmp_path / "missing"), None)
+        list_corpus(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match=r"no image files with suffixes .jpg, .* under it"):
-        list_corpus(str(tmp_path / "empty"), None)
+        list_corpus(tmp_path / "empty")
     with pytest.raises(CorpusError, match="takes no annotations"):
-        list_corpus(str(pictures), "a.json")
+        list_corpus(pictures, "a.json")
     with pytest.raises(CorpusError, match="expected the folder"):
-        list_corpus(str(pictures / "cat" / "00.jpg"), None)
+        list_corpus(pictures / "cat" / "00.jpg")
 
 
-def test_jsonl(tmp_path) -> None:
+def test_jsonl(tmp_path, read_corpus) -> None:
     lines = [
         '{"uri": "a.jpg", "labels": ["dog", "cat"]}',
         "",
         '{"uri": "s3://bucket/b.jpg", "labels": ["cat"], "negatives": ["bird"]}',
         '{"uri": "c.jpg"}',
     ]
-    listing = get_corpus("jsonl")(str(tmp_path), write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines)))
-    assert listing.rows == [
+    annotations = write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines))
+    rows, vocabulary = read_corpus("jsonl", tmp_path, annotations)
+    assert rows == [
         Row("a.jpg", ("dog", "cat"), None),
         Row("s3://bucket/b.jpg", ("cat",), ("bird",)),
         Row("c.jpg", None, None),
     ]
-    assert listing.vocabulary.names == ["dog", "cat", "bird"]
-    assert label_states(listing.rows, listing.vocabulary).tolist() == [[1, 1, -1], [0, 1, -1], [0, 0, 0]]
+    assert vocabulary.names == ["bird", "cat", "dog"]
+    assert label_states(rows, vocabulary).tolist() == [[-1, 1, 1], [-1, 1, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -82,12 +85,12 @@ def test_jsonl(tmp_path) -> None:
         ('{"uri": "a", "label": ["x"]}', "unknown key 'label'; known are uri, labels, negatives"),
         ('{"uri": "a", "labels": "x"}', "labels must be a list of texts"),
         ("\n\n", "no rows"),
-        ('{"uri": "a", "labels": ["x", " "]}', "label number 2 is empty"),
+        ('{"uri": "a", "labels": ["x", " "]}', "a: an empty label"),
     ],
 )
-def test_jsonl_errors(tmp_path, content: str, message: str) -> None:
+def test_jsonl_errors(tmp_path, read_corpus, content: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message):
-        get_corpus("jsonl")(str(tmp_path), write(tmp_path / "a.jsonl", content))
+        read_corpus("jsonl", tmp_path, write(tmp_path / "a.jsonl", content))
 
 
 def coco() -> dict:
@@ -103,11 +106,11 @@ def coco() -> dict:
     }
 
 
-def test_coco(tmp_path) -> None:
-    listing = get_corpus("coco")(str(tmp_path), write(tmp_path / "a.json", coco()))
-    assert listing.vocabulary.names == ["person", "toothbrush"]
-    assert [row.uri for row in listing.rows] == ["b.jpg", "a.jpg", "c.jpg"]
-    assert label_states(listing.rows, listing.vocabulary).tolist() == [[1, -1], [1, 1], [-1, -1]]
+def test_coco(tmp_path, read_corpus) -> None:
+    rows, vocabulary = read_corpus("coco", tmp_path, write(tmp_path / "a.json", coco()))
+    assert vocabulary.names == ["person", "toothbrush"]
+    assert [row.uri for row in rows] == ["b.jpg", "a.jpg", "c.jpg"]
+    assert label_states(rows, vocabulary).tolist() == [[1, -1], [1, 1], [-1, -1]]
 
 
 def test_coco_errors(tmp_path) -> None:
@@ -160,9 +163,14 @@ def test_what_training_is_told() -> None:
 
 def test_labels_that_the_vocabulary_lacks() -> None:
     vocabulary = Vocabulary.of(["traffic light", "dog"])
+
+    def look(*rows: Row) -> Listed:
+        return write_listing(Listing(rows), None, vocabulary)
+
     with pytest.raises(CorpusError, match=r"x.jpg: label 'trafic light' .* did you mean 'traffic light'"):
-        label_states([Row("x.jpg", ("trafic light",))], vocabulary)
+        look(Row("x.jpg", ("trafic light",)))
     with pytest.raises(CorpusError, match="of 2 labels"):
-        label_states([Row("x.jpg", ("zebra",))], vocabulary)
+        look(Row("y.jpg", ("dog",)), Row("x.jpg", ("zebra",)))
     with pytest.raises(CorpusError, match="both in labels and in negatives"):
-        label_states([Row("x.jpg", ("dog",), ("dog",))], vocabulary)
+        look(Row("x.jpg", ("dog",), ("dog",)))
+    assert look(Row("x.jpg", ("dog",))).vocabulary == vocabulary

@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
         "rows_out": 3,
         "quarantined": 1,
         "duplicates": 1,
-        "validation": {"seed": 0, "fraction": 0.5},
+        "split": {"seed": 0, "validation": 0.5, "test": 0.0},
         "quarantine": {"name": "quarantine.parquet", "sha256": records.sha256_of(quarantine_bytes)},
         "shards": listed,
         "label_counts": records.count_states(np.concatenate(SHARDS), VOCABULARY),
@@ -102,15 +102,20 @@ def test_parquet_is_the_same_bytes_for_the_same_rows() -> None:
     assert records.to_parquet(table) == records.to_parquet(pieces)
 
 
-def test_validation_split_is_by_content() -> None:
+def test_splits_are_by_content() -> None:
     hashes = [records.sha256_of(str(i).encode()) for i in range(4000)]
-    chosen = [records.in_validation(sha256, 0, 0.1) for sha256 in hashes]
-    assert 330 < sum(chosen) < 470
-    assert chosen == [records.in_validation(sha256, 0, 0.1) for sha256 in hashes]
-    assert chosen != [records.in_validation(sha256, 1, 0.1) for sha256 in hashes]
-    more = [records.in_validation(sha256, 0, 0.2) for sha256 in hashes]
-    assert all(b for a, b in zip(chosen, more, strict=True) if a)  # a larger share keeps the smaller one
-    assert not any(records.in_validation(sha256, 0, 0.0) for sha256 in hashes)
+
+    def members(part: str, *split: float) -> set[str]:
+        return {sha256 for sha256 in hashes if records.split_of(sha256, *split) == part}
+
+    chosen = members("validation", 0, 0.1)
+    assert 330 < len(chosen) < 470
+    assert chosen != members("validation", 1, 0.1)
+    assert chosen < members("validation", 0, 0.2)  # a larger share keeps the smaller one
+    assert not members("validation", 0, 0.0)
+    assert chosen == members("validation", 0, 0.1, 0.3)
+    assert 1050 < len(members("test", 0, 0.1, 0.3)) < 1350
+    assert len(members("train", 0, 0.1, 0.3)) == 4000 - len(chosen) - len(members("test", 0, 0.1, 0.3))
 
 
 def test_missing_and_unfinished_folders(folder: Path, tmp_path: Path) -> None:

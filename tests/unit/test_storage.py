@@ -26,7 +26,8 @@ def test_one_factory_takes_every_way_to_write_a_location(tmp_path, monkeypatch) 
 
 
 @pytest.mark.parametrize(
-    ("uri", "message"), [("http://x/y", "s3://"), ("gs://x", "gs:// is not known"), ("s3://", "bucket")]
+    ("uri", "message"),
+    [("http://x/y", "s3://"), ("ftp://x", "ftp:// is not known"), ("abfs://", "no bucket"), ("s3://", "bucket")],
 )
 def test_other_locations_are_refused(uri: str, message: str) -> None:
     with pytest.raises(StorageError, match=message):

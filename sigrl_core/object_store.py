@@ -1,0 +1,166 @@
+"""Clients of object stores, and what their errors mean.
+
+Endpoint, region and credentials of S3 come from the environment, as for other AWS tools: `AWS_ENDPOINT_URL_S3` or
+`AWS_ENDPOINT_URL` (asked by path, `endpoint/bucket/key`), `AWS_REGION` or `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`,
+`AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`; without keys, a profile or the machine's role.
+
+Whole S3 objects and listings go through boto3: one request an object where Arrow makes two, and errors that say what
+is wrong. Pieces of objects, writes, and other stores go through Arrow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pyarrow import fs
+
+CONNECT_SECONDS, REQUEST_SECONDS = 5, 20
+
+_FOR_GOOD = re.compile("ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE")
+
+
+class S3Settings(NamedTuple):
+    """How S3 is reached."""
+
+    endpoint: str | None
+    region: str
+    key: str | None
+    secret: str | None
+    token: str | None
+
+    @classmethod
+    def from_environment(cls) -> S3Settings:
+        get = os.environ.get
+        return cls(
+            get("AWS_ENDPOINT_URL_S3") or get("AWS_ENDPOINT_URL") or None,
+            get("AWS_REGION") or get("AWS_DEFAULT_REGION") or "us-east-1",
+            get("AWS_ACCESS_KEY_ID"),
+            get("AWS_SECRET_ACCESS_KEY"),
+            get("AWS_SESSION_TOKEN"),
+        )
+
+
+@functools.cache
+def s3_filesystem(settings: S3Settings) -> fs.S3FileSystem:
+    scheme, _, host = (settings.endpoint or "").rpartition("://")
+    return fs.S3FileSystem(
+        access_key=settings.key,
+        secret_key=settings.secret,
+        session_token=settings.token,
+        region=settings.region,
+        endpoint_override=host.rstrip("/") or None,
+        scheme=scheme or "https",
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=REQUEST_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        allow_delayed_open=True,  # a small object is one PUT
+    )
+
+
+@functools.cache
+def s3_client(settings: S3Settings) -> Any:
+    import boto3  # takes a third of a second, which local work need not wait for
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=settings.endpoint,
+        region_name=settings.region,
+        aws_access_key_id=settings.key,
+        aws_secret_access_key=settings.secret,
+        aws_session_token=settings.token,
+        config=Config(
+            s3={"addressing_style": "path"} if settings.endpoint else {},
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=REQUEST_SECONDS,
+            retries={"mode": "standard", "max_attempts": 3},
+            max_pool_connections=32,
+        ),
+    )
+
+
+def s3_read(path: str, max_bytes: int | None = None) -> bytes:
+    """The object at `bucket/key`; raises OSError; OversizeError where it has more than `max_bytes`."""
+    bucket, _, key = path.partition("/")
+    with _as_os_errors():
+        answer = s3_client(S3Settings.from_environment()).get_object(Bucket=bucket, Key=key)
+        with answer["Body"] as body:
+            if max_bytes is not None and answer["ContentLength"] > max_bytes:
+                raise OversizeError(answer["ContentLength"])
+            return body.read()
+
+
+def s3_objects(path: str) -> Iterator[dict[str, Any]]:
+    """What is below `bucket/prefix`, in the store's order, which is that of the keys; raises OSError."""
+    bucket, _, prefix = path.partition("/")
+    with _as_os_errors():
+        pages = s3_client(S3Settings.from_environment()).get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
+            yield from page.get("Contents", ())
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if code in ("NoSuchKey", "404"):
+            raise FileNotFoundError(str(error)) from error
+        raise StoreError(code, status, str(error)) from error
+    except BotoCoreError as error:
+        raise StoreError(type(error).__name__, 599, str(error)) from error
+
+
+class OversizeError(Exception):
+    """An object of so many bytes that it was not read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"{size} bytes")
+        self.size = size
+
+
+class StoreError(OSError):
+    """An object store's answer: its code, HTTP status (599: none came), and what it says."""
+
+    def __init__(self, code: str, status: int, text: str) -> None:
+        super().__init__(text)
+        self.code, self.status = code, status
+
+    def __reduce__(self):  # to cross process boundaries
+        return type(self), (self.code, self.status, str(self))
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the store failed, not this one object, so that the same call may succeed later."""
+    if isinstance(error, StoreError):
+        return error.status >= 500 or error.status in (408, 429)
+    if not isinstance(error, OSError) or isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return False
+    return "AWS Error" in str(error) and not _FOR_GOOD.search(str(error))
+
+
+def reason(error: OSError) -> str | None:
+    """What is wrong and what to do, where it is clear."""
+    text = str(error) if not isinstance(error, StoreError) else f"{error.code}: {error}"
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
+        return "no such bucket; make it first, or check the name"
+    if "SignatureDoesNotMatch" in text or "InvalidAccessKeyId" in text:
+        return "the store does not know these credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if "NoCredentials" in text:
+        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role"
+    if "ACCESS_DENIED" in text or (isinstance(error, StoreError) and error.status == 403):
+        return "permission denied; check the credentials and what they may do in this bucket"
+    if is_transient(error):
+        return (
+            f"the store does not answer ({text[:200]}); check AWS_ENDPOINT_URL and the network, then run the same "
+            "command again"
+        )
+    return None
