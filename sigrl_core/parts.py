@@ -92,7 +92,7 @@ class Job:
                         f"{self.out}: was started with {key} = {noted.get(key)}, now {key} = {value}; "
                         "delete the folder or choose another --out"
                     )
-        elif any(not file.path.startswith("work/") for file in storage.walk(self.out)):
+        elif storage.is_folder(self.out) and any(not file.path.startswith("work/") for file in storage.walk(self.out)):
             raise StorageError(f"{self.out}: holds files of something else (no plan.json); choose another --out")
 
     @contextmanager
@@ -237,7 +237,7 @@ def work_log(started: float) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "process": os.getpid(),
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time() - started, 3),
     }
 

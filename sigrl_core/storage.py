@@ -121,8 +121,15 @@ def exists(uri: str) -> bool:
 
 @_patient
 def is_folder(uri: str) -> bool:
+    """Whether there is such a folder, in an object store something below it.
+
+    Raises:
+        StorageError: denied, unreachable, no such bucket.
+    """
     filesystem, path = filesystem_for(uri)
     with _explained(uri, "looked at"):
+        if uri.startswith("s3://"):
+            return "/" not in path or next(object_store.s3_objects(path + "/"), None) is not None
         return filesystem.get_file_info(path).type == fs.FileType.Directory
 
 

@@ -105,7 +105,8 @@ def read_annotations(corpus: str, annotations: str | None) -> bytes:
 
 
 def require_folder(images: str) -> None:
-    if not storage.exists(images):
-        raise CorpusError(f"{images}: no such folder of pictures; check --images")
-    if not storage.is_folder(images):
+    if storage.is_folder(images):
+        return
+    if storage.exists(images):
         raise CorpusError(f"{images}: a file, expected the folder of the pictures; check --images")
+    raise CorpusError(f"{images}: no such folder of pictures; check --images")

@@ -1,0 +1,136 @@
+"""Photographs to shards: ours beside two bare processes and beside Ray Data's own reader, on the same cores.
+
+    python tests/bench/bench_ingest.py --photographs FOLDER --out runs/bench_ingest [--quick]
+
+5,000 distinct crops of the photographs in FOLDER (a few dozen JPEGs of about 640 x 480) are made once. Then, in turns:
+
+- bare: as many processes as there are cores, each over its share: read, decode, resize, encode, sha256 by the functions
+  that ours uses; nothing is written;
+- ours: `preprocess.py --corpus folder`, by its own run log from the first part's start to the last one's end;
+- read_images: `ray.data.read_images(size=...).write_parquet(...)`, the whole of both after Ray has started.
+
+Ends with one JSON line; `of_bare_loop` and `of_read_images` are medians over the rounds of our rate over theirs.
+--quick takes 1,500 photographs and one round, about two minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from sigrl_core.images import to_jpeg
+from sigrl_core.records import sha256_of
+from tests.photographs import write_photographs
+
+PREPROCESS = Path(__file__).resolve().parents[2] / "pipelines" / "preprocess.py"
+SHORT_SIDE, QUALITY = 256, 90
+READ_IMAGES = """
+import sys, time, ray
+ray.init(num_cpus=int(sys.argv[3]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+context = ray.data.DataContext.get_current()
+context.enable_progress_bars = False
+ray.data.range(8).materialize()  # workers are there
+started = time.monotonic()
+ds = ray.data.read_images(sys.argv[1], size=(256, 341), mode="RGB", include_paths=True, override_num_blocks=64)
+ds.write_parquet(sys.argv[2])
+print(time.monotonic() - started)
+"""
+
+
+def bare(paths: list[Path]) -> float:
+    """Seconds that bare processes take, from the first row to the last."""
+    cores = os.cpu_count() or 1
+    barrier = get_context("spawn").Barrier(cores + 1)
+    shares = [paths[len(paths) * i // cores : len(paths) * (i + 1) // cores] for i in range(cores)]
+    processes = [get_context("spawn").Process(target=_bare_share, args=(share, barrier)) for share in shares]
+    for process in processes:
+        process.start()
+    barrier.wait()
+    started = time.monotonic()
+    for process in processes:
+        process.join()
+    return time.monotonic() - started
+
+
+def _bare_share(paths: list[Path], barrier) -> None:
+    barrier.wait()
+    for path in paths:
+        data = path.read_bytes()
+        to_jpeg(data, SHORT_SIDE, QUALITY)
+        sha256_of(data)
+
+
+def ours(folder: Path, out: Path) -> tuple[float, float, float]:
+    """Seconds from the first row to the last, before the first, and after the last."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, PREPROCESS, "--corpus", "folder", "--images", folder]
+    command += ["--short-side", SHORT_SIDE, "--quality", QUALITY, "--out", out, "--rows-per-shard", 250]
+    started = time.time()
+    subprocess.run([*map(str, command)], check=True, capture_output=True, env=_environment())
+    ended = time.time()
+    log = [json.loads(line) for line in (out / "run_log.jsonl").read_text().splitlines()]
+    starts = [datetime.fromisoformat(line["started"]).timestamp() for line in log]
+    ends = [start + line["seconds"] for start, line in zip(starts, log, strict=True)]
+    return max(ends) - min(starts), min(starts) - started, ended - max(ends)
+
+
+def read_images(folder: Path, out: Path) -> float:
+    """Seconds of Ray Data's own reader and writer."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-c", READ_IMAGES, str(folder), str(out), str(os.cpu_count())]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment())
+    shutil.rmtree(out, ignore_errors=True)
+    return float(found.stdout.split()[-1])
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=Path, required=True, help="folder of real photographs to crop")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_ingest"))
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    count, rounds = (1500, 1) if arguments.quick else (5000, 3)
+    folder = arguments.out.absolute() / f"photographs_{count}"
+    write_photographs(arguments.photographs, folder, count)
+    paths = sorted(folder.rglob("*.jpg"))
+    print(f"{count} photographs, {sum(path.stat().st_size for path in paths) / 1e6 / count:.3f} MB each", flush=True)
+    rates: dict[str, list[float]] = {"bare": [], "ours": [], "read_images": []}
+    for number in range(rounds):
+        seconds, before, after = ours(folder, arguments.out.absolute() / "shards")
+        rates["ours"].append(count / seconds)
+        rates["bare"].append(count / bare(paths))
+        rates["read_images"].append(count / read_images(folder, arguments.out.absolute() / "read_images"))
+        told = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
+        print(f"round {number + 1}: rows/s {told}; ours took {before:.1f} s to start, {after:.1f} s to end", flush=True)
+    ratios = {
+        name: [mine / other for mine, other in zip(rates["ours"], rates[name], strict=True)]
+        for name in ("bare", "read_images")
+    }
+    figures = {
+        "of_bare_loop": round(statistics.median(ratios["bare"]), 3),
+        "of_read_images": round(statistics.median(ratios["read_images"]), 3),
+        "rows_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "photographs": count,
+        "rounds": rounds,
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

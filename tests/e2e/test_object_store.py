@@ -1,0 +1,238 @@
+"""Photographs in and out of a real object store, while it fails and comes back; what it refuses is said clearly."""
+
+import hashlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from sigrl_core import storage
+from sigrl_core.errors import StorageError
+from sigrl_core.records import ShardFolder
+from tests.conftest import COCO160, REPOSITORY
+from tests.photographs import write_photographs
+
+pytestmark = pytest.mark.e2e
+
+SERVER = REPOSITORY.parent / "shared" / "object_store" / "swift_s3.py"
+PREPROCESS = REPOSITORY / "pipelines" / "preprocess.py"
+ADMIN, GUEST = ("test:tester", "testing"), ("test:guest", "guest")
+SEEN_NAMES = ["a b.jpg", "ä/ü ö.jpg", "plus+percent%20.jpg", "Z/1.jpg", "a/1.jpg", "a-b/1.jpg"]
+ODD_NAMES = [*SEEN_NAMES, ".hidden/1.jpg", "a/.2.jpg"]
+
+
+@dataclass
+class Store:
+    """A running object store and its processes: account, container, object, proxy."""
+
+    root: Path
+    port: int
+    module: ModuleType
+    processes: list[subprocess.Popen]
+
+    def environment(self, credentials: tuple[str, str] = ADMIN) -> dict[str, str]:
+        key, secret = credentials
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{self.port}",
+            aws_access_key_id=ADMIN[0],
+            aws_secret_access_key=ADMIN[1],
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+
+    def restart_proxy(self) -> None:
+        self.processes[3].kill()
+        self.processes[3].wait()
+        with open(self.root / "proxy.log", "ab") as log:
+            command = ["swift-proxy-server", str(self.root / "etc" / "proxy.conf")]
+            environment = {**os.environ, "SWIFT_DIR": str(self.root / "etc")}
+            self.processes[3] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert time.monotonic() < deadline, (self.root / "proxy.log").read_text()
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Iterator[Store]:
+    if not SERVER.exists():
+        pytest.skip("no object store to test with: ../shared/object_store is not there")
+    spec = importlib.util.spec_from_file_location("swift_s3", SERVER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    root = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        port = module.free_port()
+        module.write_config(root, port, *ADMIN)
+        proxy = root / "etc" / "proxy.conf"
+        text = proxy.read_text()
+        proxy.write_text(text.replace(f"{ADMIN[1]} .admin\n", f"{ADMIN[1]} .admin\nuser_test_guest = {GUEST[1]}\n"))
+        store = Store(root, port, module, module.start(root))
+        try:
+            store.wait_until_ready()
+            yield store
+        finally:
+            for process in store.processes:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def reached(store: Store, monkeypatch) -> Store:
+    """The store, which this process reaches by its environment."""
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+def bucket_of(store: Store, name: str, folder: Path | None = None) -> str:
+    """A new bucket, with the files of a folder."""
+    store.client().create_bucket(Bucket=name)
+    for path in sorted(folder.rglob("*.jpg")) if folder else []:
+        store.client().put_object(Bucket=name, Key=str(path.relative_to(folder)), Body=path.read_bytes())
+    return f"s3://{name}"
+
+
+def test_a_bucket_is_listed_and_read_like_a_folder(reached: Store, tmp_path: Path) -> None:
+    for number, name in enumerate(ODD_NAMES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(number))
+    bucket = bucket_of(reached, "odd-names", tmp_path)
+    reached.client().put_object(Bucket="odd-names", Key="a/", Body=b"")  # a folder, as consoles make it
+    found, on_disk = storage.list_files(bucket), storage.list_files(str(tmp_path))
+    assert [(file.path, file.size) for file in found] == [(file.path, file.size) for file in on_disk]
+    assert len(found) == len(SEEN_NAMES)
+    assert all(len(storage.read_bytes(storage.join(bucket, file.path))) == file.size for file in found)
+    assert found[0].etag
+    assert [file.path for file in storage.list_files(f"{bucket}/a")] == ["1.jpg"]
+    with pytest.raises(StorageError, match="no such file or folder"):
+        storage.list_files(f"{bucket}/nothing")
+    with pytest.raises(StorageError, match="no such file or folder"):
+        storage.read_bytes(f"{bucket}/nothing")
+    with pytest.raises(StorageError, match="4 bytes; at most 3"):
+        storage.read_bytes(f"{bucket}/a/1.jpg", 3)
+
+
+def test_what_is_written_is_there_whole_or_not_at_all(reached: Store) -> None:
+    bucket = bucket_of(reached, "written")
+    storage.write_bytes(f"{bucket}/deep/a", b"one")
+    storage.move(f"{bucket}/deep/a", f"{bucket}/b")
+    storage.move(f"{bucket}/deep/a", f"{bucket}/b")  # again, as when only the answer was lost
+    assert [file.path for file in storage.list_files(bucket)] == ["b"]
+    with pytest.raises(ZeroDivisionError), storage.writing(f"{bucket}/c") as file:
+        file.write(bytes(1 // (file.write(b"half") - 4)))
+    assert not storage.exists(f"{bucket}/c")
+    storage.remove(f"{bucket}/b")
+    assert not storage.exists(f"{bucket}/b")
+
+
+@pytest.mark.parametrize(
+    ("credentials", "images", "message"),
+    [
+        ((ADMIN[0], "wrong"), "s3://pictures", "the store does not know these credentials; check AWS_ACCESS_KEY_ID"),
+        (GUEST, "s3://pictures", "permission denied; check the credentials"),
+        (ADMIN, "s3://no-such-bucket", "no such bucket; make it first, or check the name"),
+        (ADMIN, "s3://pictures/no such folder", "no such folder of pictures"),
+    ],
+)
+def test_what_the_store_refuses_is_said_clearly(store: Store, tmp_path: Path, credentials, images, message) -> None:
+    if "pictures" not in {bucket["Name"] for bucket in store.client().list_buckets()["Buckets"]}:
+        bucket_of(store, "pictures")
+        store.client().put_object(Bucket="pictures", Key="1.jpg", Body=b"x")
+    started = time.monotonic()
+    told = preprocess(store, images, str(tmp_path / "out"), credentials, timeout=120)
+    print(f"{message.split(';')[0]}: after {time.monotonic() - started:.1f} s")
+    assert told.returncode == 1
+    assert message in told.stderr
+    assert len(told.stderr.splitlines()) == 1, told.stderr
+
+
+def test_an_endpoint_where_nobody_listens(store: Store, tmp_path: Path) -> None:
+    nobody = Store(store.root, store.module.free_port(), store.module, [])
+    told = preprocess(nobody, "s3://pictures", str(tmp_path / "out"), timeout=200)
+    assert told.returncode == 1
+    assert "the store does not answer" in told.stderr
+    assert "check AWS_ENDPOINT_URL" in told.stderr
+
+
+def test_a_store_that_fails_for_a_while_changes_no_byte(reached: Store, tmp_path: Path, soak: bool) -> None:
+    if not COCO160.is_dir():
+        pytest.skip("no photographs: ../shared/data/coco160 is not there")
+    count, pause = (2000, 10) if soak else (240, 10)
+    write_photographs(COCO160, tmp_path / "photographs", count)
+    bucket = bucket_of(reached, "photographs", tmp_path / "photographs")
+    undisturbed = preprocess(reached, bucket, "s3://photographs-out/undisturbed")
+    assert undisturbed.returncode == 1
+    assert "no bucket photographs-out; make it first" in undisturbed.stderr
+    bucket_of(reached, "photographs-out")
+    undisturbed = preprocess(reached, bucket, "s3://photographs-out/undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    out = "s3://photographs-out/disturbed"
+    running = subprocess.Popen(
+        command(bucket, out), env={**os.environ, **reached.environment()}, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not storage.exists(f"{out}/parts/00000.json"):
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.1)
+    reached.processes[2].send_signal(signal.SIGSTOP)  # who keeps the objects
+    time.sleep(pause)
+    reached.processes[2].send_signal(signal.SIGCONT)
+    reached.restart_proxy()
+    errors = running.communicate(timeout=250)[1]
+    assert running.returncode == 0, errors
+    assert fingerprint(out) == fingerprint("s3://photographs-out/undisturbed")
+    folder = ShardFolder.open(out)
+    folder.verify()
+    assert (folder.manifest["rows_in"], folder.manifest["rows_out"]) == (count, count)
+    print(f"{count} photographs in and out of the store, {pause} s without it: the same bytes")
+
+
+def command(images: str, out: str) -> list[str]:
+    flags = ["--corpus", "folder", "--images", images, "--out", out, "--rows-per-shard", "20", "--short-side", "224"]
+    return [sys.executable, str(PREPROCESS), *flags]
+
+
+def preprocess(
+    store: Store, images: str, out: str, credentials: tuple[str, str] = ADMIN, timeout: int = 280
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **store.environment(credentials)}
+    return subprocess.run(
+        command(images, out), env=environment, capture_output=True, text=True, check=False, timeout=timeout
+    )
+
+
+def fingerprint(uri: str) -> dict[str, str]:
+    """sha256 of every object but those that say who worked when."""
+    files = [file.path for file in storage.walk(uri) if not file.path.startswith(("run_log", "parts/"))]
+    return {path: hashlib.sha256(storage.read_bytes(storage.join(uri, path))).hexdigest() for path in files}
