@@ -330,10 +330,13 @@ def shared_words(home: Path) -> Path:
 
 
 def changed(config: RunConfig, flags: dict[str, Any]) -> RunConfig:
+    parts: dict[str, dict[str, Any]] = {}
     for name, value in flags.items():
         part, _, key = name.partition(".")
-        config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{key: value})})
-    return config
+        parts.setdefault(part, {})[key] = value
+    return dataclasses.replace(
+        config, **{part: dataclasses.replace(getattr(config, part), **values) for part, values in parts.items()}
+    )
 
 
 # ---- writing ----

@@ -62,7 +62,7 @@ class Store:
         )
 
     def restart_proxy(self) -> None:
-        self.processes[3].kill()
+        self.processes[3].terminate()  # not killed: that would leave its worker behind, which listens on
         self.processes[3].wait()
         with open(self.root / "proxy.log", "ab") as log:
             command = ["swift-proxy-server", str(self.root / "etc" / "proxy.conf")]
@@ -102,7 +102,8 @@ def store(tmp_path_factory) -> Iterator[Store]:
             yield store
         finally:
             for process in store.processes:
-                process.kill()
+                process.terminate()
+            for process in store.processes:
                 process.wait()
 
 
