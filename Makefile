@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup quickstart test lint bench
+.PHONY: help setup quickstart test soak lint bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ quickstart: $(STAMP) ## the whole chain on the built-in corpus: table, runs/quic
 
 test: $(STAMP) ## every test that needs no GPU, two files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+soak: $(STAMP) ## fault and load tests in their long form
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --soak --timeout 7200 -s
 
 lint: $(STAMP) ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

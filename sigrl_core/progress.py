@@ -46,10 +46,17 @@ def progress_line(label: str, total: int, *, done: int = 0, unit: str = "rows") 
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or done == total:
             rate = (done - first) / max(now - started, 1e-9)
-            tail = f", {note}" if note else ""
-            print(f"{label}: {done} of {total} {unit}, {rate:.1f} {unit}/s{tail}", file=sys.stderr, flush=True)
+            left = f"{_duration((total - done) / rate)} left" if 0 < done < total and rate else ""
+            told = [f"{label}: {done} of {total} {unit}", f"{rate:.1f} {unit}/s", *filter(None, (note, left))]
+            print(", ".join(told), file=sys.stderr, flush=True)
             last = now
 
     if done:
         print(f"{label}: {done} of {total} {unit} were done before", file=sys.stderr, flush=True)
     yield tell
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -185,6 +185,7 @@ def test_an_endpoint_where_nobody_listens(store: Store, tmp_path: Path) -> None:
     assert "check AWS_ENDPOINT_URL" in told.stderr
 
 
+@pytest.mark.soak
 def test_a_store_that_fails_for_a_while_changes_no_byte(reached: Store, tmp_path: Path, soak: bool) -> None:
     if not COCO160.is_dir():
         pytest.skip("no photographs: ../shared/data/coco160 is not there")

@@ -20,10 +20,12 @@ from PIL import Image
 
 from sigrl_core.config import PreprocessConfig
 from sigrl_core.errors import CorpusError, StorageError
+from sigrl_core.images import REASONS
 from sigrl_core.on_ray import ingest
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.parts import Job
 from sigrl_core.records import ShardFolder, decode_states, split_of
+from tests.hostile import hostile
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -95,6 +97,27 @@ def test_duplicates_and_quarantine_are_accounted_for_whoever_works(pictures: Pat
     assert "dog/99.jpg" not in uris
     quarantine = {row["uri"]: row["reason"] for row in ShardFolder.open(str(outs[0])).read_quarantine().to_pylist()}
     assert quarantine == {"cat/text.jpg": "not_an_image", "cat/empty.jpg": "empty", "dog/half.jpg": "truncated"}
+
+
+def test_hostile_files_are_all_accounted_for(tmp_path: Path, make_picture, encoded) -> None:
+    """With the endings that pictures have, whatever they are."""
+    drawn = [encoded(make_picture(seed, 400, 300)) for seed in range(3)]
+    files = list(hostile(drawn, 150, seed=2))
+    (tmp_path / "in").mkdir()
+    for number, file in enumerate(files):
+        (tmp_path / "in" / f"{number:03d}{('.jpg', '.png', '.gif')[number % 3]}").write_bytes(file.data)
+    manifest = preprocess(config_for(tmp_path / "in", tmp_path / "out", rows_per_shard=40, max_pixels=50_000_000))
+    ShardFolder.open(str(tmp_path / "out")).verify()
+    assert manifest["rows_in"] == 150
+    assert manifest["rows_out"] + manifest["quarantined"] + manifest["duplicates"] == 150
+    quarantine = ShardFolder.open(str(tmp_path / "out")).read_quarantine().to_pylist()
+    assert {row["reason"] for row in quarantine} <= set(REASONS)
+    duplicates = pq.read_table(tmp_path / "out/duplicates.parquet")["uri"].to_pylist()
+    places = [*read_all(tmp_path / "out", "uri"), *(row["uri"] for row in quarantine), *duplicates]
+    assert sorted(places) == sorted(path.name for path in (tmp_path / "in").iterdir())
+    for number, file in enumerate(files):
+        stored = not any(row["uri"].startswith(f"{number:03d}.") for row in quarantine)
+        assert file.expected in ("either", "good") or not stored, file.kind
 
 
 def test_near_duplicates_are_taken_out_where_asked(pictures: Path, tmp_path: Path) -> None:
@@ -264,10 +287,11 @@ def command(config: PreprocessConfig) -> list[str]:
     return [sys.executable, str(PIPELINE), *flags]
 
 
+@pytest.mark.soak
 def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     pictures: Path, tmp_path: Path, make_picture, soak: bool
 ) -> None:
-    """SIGKILL to the driver, or to one of its workers, at any moment from its start to its end."""
+    """SIGKILL to the driver, a worker, or the whole node, at any moment from a run's start to its end."""
     for i in range(12, 90):
         make_picture(i, 900, 700).save(pictures / "dog" / f"{i}.jpg")
     for i in range(0, 60, 7):
@@ -282,17 +306,18 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
         config = dataclasses.replace(whole, out=str(tmp_path / f"killed {run}"))
         process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         time.sleep(rng.uniform(0.3, 1.0) * seconds)
-        victim = process.pid
-        if run % 2 and (workers := workers_of(process.pid)):
-            victim = rng.choice(workers)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
-        if victim == process.pid:
-            process.communicate()
-            time.sleep(rng.uniform(0, 1))
-        else:
-            _, errors = process.communicate()
-            assert process.returncode == 0, errors
+        victims = {
+            "driver": [process.pid],
+            "worker": below(process.pid, "ray::"),
+            "node": below(process.pid, "/raylet"),
+        }
+        kind = ("driver", "worker", "node")[run % 3]
+        for victim in victims[kind][:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0 or kind != "worker", errors
+        time.sleep(rng.uniform(0, 1))
         records = {path: path.stat().st_mtime_ns for path in Path(config.out).glob("parts/*.json")}
         subprocess.run(command(config), capture_output=True, check=True)
         done_twice += sum(path.stat().st_mtime_ns != changed for path, changed in records.items())
@@ -301,20 +326,21 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     assert done_twice <= 4 * runs  # at most those that workers of a dead driver still had in hand
 
 
-def workers_of(pid: int) -> list[int]:
-    """The processes below `pid` that run Ray tasks."""
+def below(pid: int, name: str) -> list[int]:
+    """The processes started by `pid`, however far down, whose command has `name` in it."""
     found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in found.splitlines()[1:]]
-    parents = {int(row[0]): int(row[1]) for row in rows}
+    rows = {
+        int(pid): (int(parent), args) for pid, parent, args in (line.split(None, 2) for line in found.splitlines()[1:])
+    }
 
-    def below(child: int) -> bool:
-        while child in parents:
-            child = parents[child]
+    def is_below(child: int) -> bool:
+        while child in rows:
+            child = rows[child][0]
             if child == pid:
                 return True
         return False
 
-    return [int(row[0]) for row in rows if row[2].startswith("ray::") and "MapBatches" in row[2] and below(int(row[0]))]
+    return [child for child, (_, args) in rows.items() if name in args.split()[0] and is_below(child)]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])

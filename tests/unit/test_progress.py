@@ -48,7 +48,7 @@ def test_lines_in_a_log() -> None:
     assert "\r" not in text
     assert re.fullmatch(
         r"train: 10 of 40 steps were done before\n"
-        r"train: 20 of 40 steps, [\d.]+ steps/s, loss 0\.5\n"
+        r"train: 20 of 40 steps, [\d.]+ steps/s, loss 0\.5, 0 s left\n"
         r"train: 40 of 40 steps, [\d.]+ steps/s, loss 2\.5\n",
         text,
     )
@@ -97,7 +97,10 @@ def test_rates_count_this_run_alone(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress_line("tag", 5000, done=1000) as advance:
         advance(50)
-    assert lines(capsys) == ["tag: 1000 of 5000 rows were done before", "tag: 1050 of 5000 rows, 25.0 rows/s"]
+    assert lines(capsys) == [
+        "tag: 1000 of 5000 rows were done before",
+        "tag: 1050 of 5000 rows, 25.0 rows/s, 2 min 38 s left",
+    ]
 
 
 def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
