@@ -98,7 +98,9 @@ def read_part(uri: str, part: Part) -> list[Row]:
     """The rows of one part of a listing file; reads no others."""
     with storage.reading(uri) as file:
         table = pq.ParquetFile(file).read_row_group(part.index)
-    told = [[names and tuple(names) for names in table[key].to_pylist()] for key in ("labels", "negatives")]
+    told = [
+        [None if names is None else tuple(names) for names in table[key].to_pylist()] for key in ("labels", "negatives")
+    ]
     where = [table[key].to_pylist() for key in ("size", "offset")]
     return [Row(*row) for row in zip(table["uri"].to_pylist(), *told, *where, strict=True)]
 
