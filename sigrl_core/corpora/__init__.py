@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sigrl_core.corpora import coco, folder, jsonl
+from sigrl_core.corpora import (
+    coco,
+    csv_list,
+    folder,
+    jsonl,
+    parquet_list,
+)
 from sigrl_core.corpora.listing import Listing, Row, label_states, told
 from sigrl_core.errors import CorpusError
 
@@ -19,6 +25,8 @@ Corpus = Callable[[str, str | None], Listing]
 CORPORA: dict[str, Corpus] = {
     "folder": folder.list_corpus,
     "jsonl": jsonl.list_corpus,
+    "csv": csv_list.list_corpus,
+    "parquet": parquet_list.list_corpus,
     "coco": coco.list_corpus,
 }
 

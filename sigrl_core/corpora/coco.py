@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sigrl_core.corpora.listing import Listing, Row, own_vocabulary, read_annotations, require_folder
+from sigrl_core import storage
+from sigrl_core.corpora.listing import Listing, Row, own_vocabulary, require_file, require_folder
 from sigrl_core.errors import CorpusError
+
+_KEYS = ("images", "annotations", "categories", "id", "name", "file_name", "image_id", "category_id")
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
@@ -15,14 +18,13 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     Raises:
         CorpusError: no file, not such JSON, an annotation of an unknown picture or category.
     """
-    data = read_annotations("coco", annotations)
+    where = require_file("coco", annotations)
     require_folder(images)
-    where = str(annotations)
     try:
-        content = json.loads(data)
-    except ValueError as error:  # json says the line
+        content = json.loads(storage.read_bytes(where), object_hook=_needed)
+    except (ValueError, RecursionError) as error:  # json says the line
         raise CorpusError(f"{where}: not valid JSON ({error}); give a COCO instances file") from error
-    names = {row["id"]: row["name"] for row in _rows(content, "categories", {"id": int, "name": str}, where)}
+    names = {row["id"]: row["name"].strip() for row in _rows(content, "categories", {"id": int, "name": str}, where)}
     pictures = _rows(content, "images", {"id": int, "file_name": str}, where)
     if not pictures:
         raise CorpusError(f"{where}: images is empty; expected one row per picture")
@@ -36,7 +38,12 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
                 raise CorpusError(f"{where}: annotations[{number}] has {key} {row[key]}, which the file does not list")
         labels[row["image_id"]][names[row["category_id"]]] = None
     rows = [Row(row["file_name"], tuple(labels[row["id"]])) for row in pictures]
-    return Listing(rows, own_vocabulary((name.strip() for name in names.values()), where))
+    return Listing(rows, own_vocabulary(names.values(), where))
+
+
+def _needed(value: dict) -> dict:
+    """An object without outlines and the like, as soon as it is read: they are nine tenths of the memory."""
+    return {key: value[key] for key in _KEYS if key in value}
 
 
 def _rows(content: Any, key: str, fields: dict[str, type], where: str) -> list[dict]:

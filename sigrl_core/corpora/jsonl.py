@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 
 from sigrl_core import storage
-from sigrl_core.corpora.listing import Listing, Row, require_annotations
+from sigrl_core.corpora.listing import Listing, Row, require_file
 from sigrl_core.errors import CorpusError
 
 _KEYS = ("uri", "labels", "negatives")
@@ -22,7 +22,7 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     Raises:
         CorpusError: no file, no rows, a line that is not such an object; names the line.
     """
-    return Listing(_rows(require_annotations("jsonl", annotations)))
+    return Listing(_rows(require_file("jsonl", annotations)))
 
 
 def _rows(annotations: str) -> Iterator[Row]:
@@ -39,7 +39,7 @@ def _rows(annotations: str) -> Iterator[Row]:
 def _row(line: bytes, where: str) -> Row:
     try:
         value = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{where}: not valid JSON ({error}); write one object per line") from error
     if not isinstance(value, dict) or not isinstance(value.get("uri"), str) or not value["uri"]:
         raise CorpusError(f'{where}: expected an object with a text "uri", found {line.decode()[:80]}')

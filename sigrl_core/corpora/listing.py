@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,6 +14,8 @@ from sigrl_core.config import LabelStates
 from sigrl_core.errors import CorpusError, VocabularyError
 from sigrl_core.records import ABSENT, PRESENT, UNKNOWN
 from sigrl_core.vocabulary import Vocabulary
+
+_COLUMNS = ("uri", "labels", "negatives")
 
 
 class Row(NamedTuple):
@@ -82,10 +85,10 @@ def told(states_C: np.ndarray, labels: LabelStates, sha256: str, seed: int) -> n
     return told_C
 
 
-def own_vocabulary(names: Iterable[str], where: str) -> Vocabulary:
+def own_vocabulary(names: Iterable[str], where: str, unseen: Iterable[str] = ()) -> Vocabulary:
     """The labels that a corpus lists; raises CorpusError when they are no label list."""
     try:
-        return Vocabulary.of(names)
+        return Vocabulary(Vocabulary.of(names).labels + Vocabulary.of(unseen, "unseen").labels)
     except VocabularyError as error:
         raise CorpusError(f"{where}: {error}") from error
 
@@ -99,9 +102,47 @@ def require_annotations(corpus: str, annotations: str | None) -> str:
     return annotations
 
 
-def read_annotations(corpus: str, annotations: str | None) -> bytes:
-    """The bytes of that file."""
-    return storage.read_bytes(require_annotations(corpus, annotations))
+def require_file(corpus: str, annotations: str | None) -> str:
+    """The same, where it must be a file."""
+    location = require_annotations(corpus, annotations)
+    if storage.is_folder(location):
+        raise CorpusError(f"corpus {corpus}: annotations {annotations}: a folder, expected a file; name one in it")
+    return location
+
+
+def first_there(*locations: str) -> str:
+    """The first of the places where a published corpus may have a file; raises CorpusError where it has none."""
+    for location in locations:
+        if storage.exists(location):
+            return location
+    raise CorpusError(f"{locations[0]}: no such file; unpack the corpus as it is published")
+
+
+def class_name(number: int, classes: Sequence[str] | None, where: str) -> str:
+    """The name of a class told by its number; the number itself where classes have no names."""
+    if classes is None:
+        return str(number)
+    if not 0 <= number < len(classes):
+        raise CorpusError(f"{where}: class {number}, but there are {len(classes)} names; correct one of them")
+    return classes[number]
+
+
+def known_columns(found: Sequence[str], where: str) -> list[str]:
+    """Those of `uri`, `labels` and `negatives` that a table has; it may have others, but none that looks like a slip.
+
+    Raises:
+        CorpusError: no `uri`, one of them twice, or a column that is nearly one of them.
+    """
+    if "uri" not in found:
+        raise CorpusError(f"{where}: no column 'uri'; found {', '.join(map(repr, found[:10]))}")
+    for name in found:
+        meant = difflib.get_close_matches(name.lower(), _COLUMNS, n=1, cutoff=0.75)
+        if name not in _COLUMNS and meant and meant[0] not in found:
+            raise CorpusError(f"{where}: unknown column {name!r}; did you mean {meant[0]!r}?")
+    for name in _COLUMNS:
+        if found.count(name) > 1:
+            raise CorpusError(f"{where}: column {name!r} twice; keep one")
+    return [name for name in _COLUMNS if name in found]
 
 
 def require_folder(images: str) -> None:
