@@ -7,13 +7,19 @@ line in `CORPORA`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from sigrl_core.corpora import (
     coco,
     csv_list,
+    cub,
     folder,
     jsonl,
+    nus_wide,
+    open_images,
     parquet_list,
+    voc,
+    yolo,
 )
 from sigrl_core.corpora.listing import Listing, Row, label_states, told
 from sigrl_core.errors import CorpusError
@@ -28,6 +34,14 @@ CORPORA: dict[str, Corpus] = {
     "csv": csv_list.list_corpus,
     "parquet": parquet_list.list_corpus,
     "coco": coco.list_corpus,
+    "voc": voc.list_corpus,
+    "yolo": yolo.list_corpus,
+    "open_images": open_images.list_corpus,
+    "nus_wide": nus_wide.list_tags_and_concepts,
+    "nus_wide_81": nus_wide.list_concepts,
+    "cub": cub.list_corpus,
+    "cub_train": partial(cub.list_corpus, split="train"),
+    "cub_test": partial(cub.list_corpus, split="test"),
 }
 
 
