@@ -14,11 +14,13 @@ from sigrl_core.corpora import (
     csv_list,
     cub,
     folder,
+    hugging_face,
     jsonl,
     nus_wide,
     open_images,
     parquet_list,
     voc,
+    webdataset,
     yolo,
 )
 from sigrl_core.corpora.listing import Listing, Row, label_states, told
@@ -33,6 +35,8 @@ CORPORA: dict[str, Corpus] = {
     "jsonl": jsonl.list_corpus,
     "csv": csv_list.list_corpus,
     "parquet": parquet_list.list_corpus,
+    "webdataset": webdataset.list_corpus,
+    "hugging_face": hugging_face.list_corpus,
     "coco": coco.list_corpus,
     "voc": voc.list_corpus,
     "yolo": yolo.list_corpus,

@@ -102,7 +102,7 @@ def coco() -> dict:
             {"image_id": 3, "category_id": 90},
             {"image_id": 7, "category_id": 1},
         ],
-        "categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush "}],
     }
 
 
@@ -174,3 +174,31 @@ def test_labels_that_the_vocabulary_lacks() -> None:
     with pytest.raises(CorpusError, match="both in labels and in negatives"):
         look(Row("x.jpg", ("dog",), ("dog",)))
     assert look(Row("x.jpg", ("dog",))).vocabulary == vocabulary
+
+
+FILES = ("jsonl", "csv", "parquet", "coco", "voc", "yolo", "open_images", "nus_wide", "nus_wide_81")
+FOLDERS = ("cub", "cub_train", "cub_test")
+
+
+@pytest.mark.parametrize("corpus", FILES + FOLDERS)
+def test_wrong_paths_of_annotations(tmp_path, corpus: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    list_corpus = get_corpus(corpus)
+    with pytest.raises(CorpusError, match=f"corpus {corpus}: needs an annotation file, none given"):
+        list_corpus(str(tmp_path), None)
+    with pytest.raises(CorpusError, match=f"corpus {corpus}: .*/missing: no such file"):
+        list_corpus(str(tmp_path), str(tmp_path / "missing"))
+    wrong = ("folder", "a folder, expected a file") if corpus in FILES else ("file", "a file, expected the folder")
+    with pytest.raises(CorpusError, match=f"corpus {corpus}: .*/{wrong[0]}: {wrong[1]}"):
+        list_corpus(str(tmp_path), str(tmp_path / wrong[0]))
+
+
+@pytest.mark.parametrize("corpus", sorted(CORPORA.keys() - {"jsonl", "csv", "parquet"}))
+def test_wrong_paths_of_pictures(tmp_path, corpus: str) -> None:
+    """Lists may have locations of their own and need no folder; all others do."""
+    (tmp_path / "TestImagelist.txt").write_bytes(b"x")
+    annotations = {"folder": None, "webdataset": None, "hugging_face": None} | dict.fromkeys(FOLDERS, str(tmp_path))
+    for images, message in (("missing", "no such folder of pictures"), ("TestImagelist.txt", "expected the folder")):
+        with pytest.raises(CorpusError, match=f"{images}: .*{message}"):
+            get_corpus(corpus)(str(tmp_path / images), annotations.get(corpus, str(tmp_path / "TestImagelist.txt")))
