@@ -270,7 +270,7 @@ class PreprocessConfig:
     images: str
     """Folder of the pictures, local or s3://; relative names in the annotations are below it."""
     annotations: str | None = None
-    """File that lists pictures and labels, for the corpora that have one."""
+    """What lists pictures and labels, or names their classes, for the corpora that have it; see docs/corpora.md."""
     vocabulary: str | None = None
     """File of the label list, see vocabulary.Vocabulary.parse; None takes the corpus's own labels in its own order."""
     out: str

@@ -45,15 +45,15 @@ def is_transient(error: BaseException) -> bool:
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
-def _patient(call: _Call) -> _Call:
+def patient(call: _Call) -> _Call:
     """Repeats a call that may be repeated while the store fails, with growing, random pauses."""
-    patient = tenacity.retry(
+    persistent = tenacity.retry(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
         stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
         reraise=True,
     )
-    return cast(_Call, patient(call))
+    return cast(_Call, persistent(call))
 
 
 class File(NamedTuple):
@@ -112,14 +112,14 @@ def locate(root: str, uri: str) -> str:
     return uri if is_absolute(uri) else join(root, uri)
 
 
-@_patient
+@patient
 def exists(uri: str) -> bool:
     filesystem, path = filesystem_for(uri)
     with _explained(uri, "looked at"):
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
-@_patient
+@patient
 def is_folder(uri: str) -> bool:
     """Whether there is such a folder, in an object store something below it.
 
@@ -133,7 +133,7 @@ def is_folder(uri: str) -> bool:
         return filesystem.get_file_info(path).type == fs.FileType.Directory
 
 
-@_patient
+@patient
 def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     """The whole file.
 
@@ -190,7 +190,7 @@ def writing(uri: str) -> Iterator[Any]:
             raise
 
 
-@_patient
+@patient
 def _upload(uri: str, file: Any) -> None:
     filesystem, path = filesystem_for(uri)
     file.seek(0)
@@ -198,7 +198,7 @@ def _upload(uri: str, file: Any) -> None:
         shutil.copyfileobj(file, stream, 1 << 20)  # the object appears when the stream is closed
 
 
-@_patient
+@patient
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes the whole file or nothing: no reader ever sees a part of it under its name; raises as `writing`."""
     with writing(uri) as file:
@@ -292,7 +292,7 @@ def _walk_s3(root: str) -> Iterator[File]:
         raise FileNotFoundError(root)
 
 
-@_patient
+@patient
 def move(source: str, target: str) -> None:
     """Gives a file another place in the same file system; where it already has been moved, nothing is left to do.
 
@@ -311,7 +311,7 @@ def move(source: str, target: str) -> None:
             raise FileNotFoundError(path)
 
 
-@_patient
+@patient
 def make_folder(uri: str) -> None:
     """Makes a folder and those above it; object stores have none, so there it only looks for the bucket."""
     filesystem, path = filesystem_for(uri)
@@ -322,7 +322,7 @@ def make_folder(uri: str) -> None:
             raise StorageError(f"{uri}: no bucket {bucket}; make it first, or name another")
 
 
-@_patient
+@patient
 def remove(uri: str) -> None:
     """Removes a file or a folder with all that is in it; nothing there is fine."""
     filesystem, path = filesystem_for(uri)

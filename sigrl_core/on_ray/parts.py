@@ -12,6 +12,7 @@ from typing import Any, cast
 import pyarrow as pa
 import ray
 
+from sigrl_core import storage
 from sigrl_core.errors import SigrlError
 from sigrl_core.parts import Job, Lease, Part, work_log
 from sigrl_core.progress import progress_line
@@ -96,7 +97,7 @@ def _run_batch(batch: pa.Table, work: Work, job: Job) -> pa.Table:
     try:
         if not job.committed(part):  # Ray may run a task again whose result it lost
             started = time.time()
-            record = work(part)
+            record = storage.patient(work)(part)  # for what it reads in pieces, which storage cannot read again
             job.commit(part, {**record, "log": work_log(started)})
     except SigrlError as caught:  # as data, because Ray Data keeps of a raised error only its text
         error = pickle.dumps(caught)

@@ -1,6 +1,6 @@
 """Photographs to shards: ours beside two bare processes and beside Ray Data's own reader, on the same cores.
 
-    python tests/bench/bench_ingest.py --photographs FOLDER --out runs/bench_ingest [--quick]
+    python tests/bench/bench_ingest.py [--photographs FOLDER] [--out runs/bench_ingest] [--quick]
 
 5,000 distinct crops of the photographs in FOLDER (a few dozen JPEGs of about 640 x 480) are made once. Then, in turns:
 
@@ -34,6 +34,7 @@ from sigrl_core.records import sha256_of
 from tests.photographs import write_photographs
 
 PREPROCESS = Path(__file__).resolve().parents[2] / "pipelines" / "preprocess.py"
+PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco160"
 SHORT_SIDE, QUALITY = 256, 90
 READ_IMAGES = """
 import sys, time, ray
@@ -100,12 +101,15 @@ def _environment() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photographs", type=Path, required=True, help="folder of real photographs to crop")
+    parser.add_argument("--photographs", type=Path, default=PHOTOGRAPHS, help="folder of real photographs to crop")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_ingest"))
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     count, rounds = (1500, 1) if arguments.quick else (5000, 3)
     folder = arguments.out.absolute() / f"photographs_{count}"
+    if not arguments.photographs.is_dir():
+        print(json.dumps({"skipped": "no photographs; give --photographs FOLDER"}))
+        return
     write_photographs(arguments.photographs, folder, count)
     paths = sorted(folder.rglob("*.jpg"))
     print(f"{count} photographs, {sum(path.stat().st_size for path in paths) / 1e6 / count:.3f} MB each", flush=True)
