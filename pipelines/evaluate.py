@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 from sigrl_core.command_line import print_configuration, run
 from sigrl_core.config import EvaluateConfig
-from sigrl_core.report import evaluate_to_report, print_table
+from sigrl_core.report.evaluation import evaluate_to_report
+from sigrl_core.report.headline import print_table
 
 
 def main(config: Annotated[EvaluateConfig, tyro.conf.arg(name="")]) -> None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 from sigrl_core.command_line import print_configuration, run
 from sigrl_core.config import QuickstartConfig
 from sigrl_core.on_ray.quickstart import quickstart
-from sigrl_core.report import print_table
+from sigrl_core.report.headline import print_table
 
 
 def main() -> None:

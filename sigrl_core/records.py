@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -158,9 +158,7 @@ class ShardFolder:
         name = f"shards/{shard['name']}"
         try:
             if i in self._checked:
-                filesystem, path = storage.filesystem_for(storage.join(self.uri, name))
-                with filesystem.open_input_file(path) as file:
-                    return pq.ParquetFile(file).read(columns and list(columns))
+                return self._read_columns(name, columns)
             data = storage.read_bytes(storage.join(self.uri, name))
             self._check(name, "sha256", sha256_of(data)[:12], shard["sha256"][:12])
             table = pq.read_table(pa.BufferReader(data))
@@ -170,6 +168,30 @@ class ShardFolder:
         self._check(name, "number of rows", table.num_rows, shard["rows"])
         self._checked.add(i)
         return table if columns is None else table.select(list(columns))
+
+    def read_columns(self, i: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of the `i`-th shard without the bytes of the others, and so without a look at the file's hash.
+
+        Raises:
+            ShardError: the file does not have them, or has another number of rows.
+        """
+        shard = self.manifest["shards"][i]
+        name = f"shards/{shard['name']}"
+        try:
+            table = self._read_columns(name, columns)
+        except (StorageError, pa.ArrowException, OSError) as error:
+            raise ShardError(f"{storage.join(self.uri, name)}: cannot be read ({error}); {_AGAIN}") from error
+        self._check(name, "columns", sorted(table.column_names), sorted(columns))
+        self._check(name, "number of rows", table.num_rows, shard["rows"])
+        return table
+
+    def by_shard(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Of rows counted over the whole folder, each shard that has some and which of its own rows they are."""
+        start = 0
+        for shard, rows in enumerate(self.shard_rows):
+            if inside := [number - start for number in sorted(numbers) if start <= number < start + rows]:
+                yield shard, inside
+            start += rows
 
     def read_quarantine(self) -> pa.Table:
         """What could not be used: uri, reason, detail; its bytes checked against the manifest."""
@@ -212,6 +234,11 @@ class ShardFolder:
         for name in [*(f"shards/{shard['name']}" for shard in manifest["shards"]), manifest["quarantine"]["name"]]:
             if name not in present:
                 raise ShardError(f"{storage.join(self.uri, name)}: listed in manifest.json but missing; {_AGAIN}")
+
+    def _read_columns(self, name: str, columns: Sequence[str] | None) -> pa.Table:
+        filesystem, path = storage.filesystem_for(storage.join(self.uri, name))
+        with filesystem.open_input_file(path) as file:
+            return pq.ParquetFile(file).read(columns and list(columns))
 
     def _check(self, name: str, what: str, found: object, expected: object) -> None:
         if found != expected:

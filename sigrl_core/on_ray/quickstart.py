@@ -34,7 +34,7 @@ from sigrl_core.on_ray.session import connect
 from sigrl_core.on_ray.tag import tag
 from sigrl_core.on_ray.train import train
 from sigrl_core.presets import get_preset
-from sigrl_core.report import evaluate_to_report
+from sigrl_core.report.evaluation import evaluate_to_report
 
 PICTURES_PER_TASK = 250
 

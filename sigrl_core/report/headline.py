@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sigrl_core.report.markup import counted, definitions, escape, percent, scrollable
+from sigrl_core.report.markup import counted, definitions, escape, note, percent, scrollable
 
 TITLES = {
     "sigrl": "SigRL",
@@ -85,7 +85,20 @@ def lead(metrics: dict[str, Any]) -> str:
     return f"{reached} measured on {counted(metrics['pictures'], 'picture')}."
 
 
-def table(metrics: dict[str, Any]) -> str:
+def section(metrics: dict[str, Any]) -> str:
+    """The table, and how to read it."""
+    return (
+        note(
+            "In percent, the best of each column bold. mAP averages over the labels that occur in these pictures at "
+            "all; F1@k takes the k best labels of every picture as its tags."
+        )
+        + _table(metrics)
+        + note("A score depends on the labels it is asked with, so every column says what was asked:")
+        + _protocols(metrics)
+    )
+
+
+def _table(metrics: dict[str, Any]) -> str:
     rows = ordered(metrics["rows"])
     columns = _columns(rows)
     best = _best(rows, columns)
@@ -116,7 +129,7 @@ def table(metrics: dict[str, Any]) -> str:
     )
 
 
-def protocols(metrics: dict[str, Any]) -> str:
+def _protocols(metrics: dict[str, Any]) -> str:
     """What each protocol was asked with and measured on."""
     seen, unseen = (metrics["labels"][split] for split in ("seen", "unseen"))
     everything = counted(seen + unseen, "label")

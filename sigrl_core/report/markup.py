@@ -1,14 +1,43 @@
-"""Small pieces of HTML that every section uses. All text from outside goes through `escape`."""
+"""The frame of a page and the small pieces of HTML in it. All text from outside goes through `escape`."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from string import Template
+from typing import NamedTuple
 
 DASH = "–"
 
 escape = html.escape
+
+
+class Section(NamedTuple):
+    """One section of a page: where links lead to, its heading, HTML, and what the links call it, else its heading."""
+
+    anchor: str
+    heading: str
+    content: str
+    link: str = ""
+
+
+def whole_page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
+    """A page in the style that all of them share (page.html).
+
+    Args:
+        title: as text.
+        lead: what matters most in a sentence, HTML.
+    """
+    template = Template(resources.files("sigrl_core.report").joinpath("page.html").read_text(encoding="utf-8"))
+    links = (f'<li><a href="#{anchor}">{link or heading}</a></li>' for anchor, heading, _, link in sections)
+    written = (
+        f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{heading}</h2>\n{content}\n</section>'
+        for anchor, heading, content, _ in sections
+    )
+    page = template.substitute(title=escape(title), lead=lead, links="".join(links), sections="\n\n".join(written))
+    return page.encode()
 
 
 def percent(value: float) -> str:

@@ -23,7 +23,7 @@ from sigrl_core.on_ray.tag import tag
 from sigrl_core.on_ray.train import train
 from sigrl_core.presets import get_preset
 from sigrl_core.records import ShardFolder
-from sigrl_core.report import evaluate_to_report
+from sigrl_core.report.evaluation import evaluate_to_report
 from tests.conftest import random_states, tagger_of, vocabulary_of, write_shards
 
 pytestmark = pytest.mark.e2e

@@ -17,8 +17,9 @@ from sigrl_core.errors import ShardError
 from sigrl_core.evaluation import Evaluation, evaluate
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.records import ShardFolder
-from sigrl_core.report import print_table, write_report
 from sigrl_core.report.charts import ticks
+from sigrl_core.report.evaluation import write_report
+from sigrl_core.report.headline import print_table
 from sigrl_core.report.label_graph import SIZE, layout, spread
 from sigrl_core.tagger import Tagger
 from sigrl_core.vocabulary import Vocabulary

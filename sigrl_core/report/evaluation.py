@@ -1,39 +1,57 @@
-"""The page, section by section."""
+"""The page about an evaluation, section by section."""
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Iterator, Sequence
-from importlib import resources
-from string import Template
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from sigrl_core import images, storage
-from sigrl_core.errors import ShardError
-from sigrl_core.evaluation import Evaluation
-from sigrl_core.heat_map import draw
+from sigrl_core import storage
+from sigrl_core.config import EvaluateConfig
+from sigrl_core.evaluation import Evaluation, evaluate
 from sigrl_core.metrics import precision_recall_curve
-from sigrl_core.records import ABSENT, PRESENT, UNKNOWN, ShardFolder
+from sigrl_core.progress import progress_line
+from sigrl_core.records import PRESENT, ShardFolder
 from sigrl_core.report import headline
 from sigrl_core.report.charts import Line, line_chart, line_legend
+from sigrl_core.report.examples import heat_maps, pictures
 from sigrl_core.report.label_graph import label_graph
-from sigrl_core.report.markup import counted, definitions, escape, legend, marked, note, percent, scrollable
-from sigrl_core.tagger import Tagger, top_tags
+from sigrl_core.report.markup import (
+    Section,
+    counted,
+    definitions,
+    escape,
+    legend,
+    marked,
+    note,
+    percent,
+    scrollable,
+    whole_page,
+)
+from sigrl_core.tagger import Tagger
 
 MAX_BARS = 80
-NUM_PICTURES = 24
-MIN_TAGS = 3
-NUM_HEAT_MAPS = 4
-HEAT_MAP = 160
-"""Pixels on a side of a heat map."""
-THUMBNAIL = 224
-"""Pixels of the short side of a picture on the page."""
 CURVE_POINTS = 201
 
-JUDGEMENTS = {PRESENT: ("right", "✓"), ABSENT: ("wrong", "✗"), UNKNOWN: ("unknown", "?")}
+
+def evaluate_to_report(config: EvaluateConfig) -> dict[str, Any]:
+    """Measures a checkpoint beside others; writes report.html, then metrics.json; returns the metrics.
+
+    Raises:
+        CheckpointError, ShardError: an input that cannot be used, or inputs of different vocabularies.
+        StorageError: `config.out` cannot be written.
+    """
+    folder = ShardFolder.open(config.data)
+    tagger = Tagger.load(config.checkpoint, local_candidates=config.local_candidates)
+    named = (item.partition("=") for item in config.compare)
+    compare = {name: Tagger.load(uri) for name, _, uri in named}
+    with progress_line("evaluate", folder.num_rows, unit="pictures") as advance:
+        evaluation = evaluate(tagger, compare, folder, advance)
+    storage.make_folder(config.out)
+    write_report(evaluation, folder, tagger, tagger.checkpoint.metrics["history"], config.out)
+    storage.write_json(storage.join(config.out, "metrics.json"), evaluation.metrics)
+    return evaluation.metrics
 
 
 def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, history: list[dict], out: str) -> None:
@@ -50,21 +68,20 @@ def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, hi
         ShardError: `folder` is not what was evaluated.
         StorageError: `out` cannot be written.
     """
-    template = Template(resources.files("sigrl_core.report").joinpath("page.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        lead=headline.lead(evaluation.metrics),
-        table=headline.table(evaluation.metrics),
-        protocols=headline.protocols(evaluation.metrics),
-        training=_training(history),
-        bars=_bars(evaluation),
-        curves=_curves(evaluation),
-        calibration=_calibration(evaluation),
-        graph=label_graph(evaluation, tagger),
-        pictures=_pictures(evaluation, folder),
-        heat_maps=_heat_maps(evaluation, folder, tagger),
-        facts=_facts(evaluation, tagger),
-    )
-    storage.write_bytes(storage.join(out, "report.html"), page.encode())
+    metrics = evaluation.metrics
+    sections = [
+        Section("headline", "Headline", headline.section(metrics)),
+        Section("training", "Training", _training(history)),
+        Section("labels", "Average precision of each label", _bars(evaluation), "Labels"),
+        Section("curves", "Precision and recall", _curves(evaluation)),
+        Section("calibration", "Calibration", _calibration(evaluation)),
+        Section("graph", "Label graph", label_graph(evaluation, tagger)),
+        Section("pictures", "Pictures and their tags", pictures(evaluation, folder), "Pictures"),
+        Section("heat", "Where labels fit", heat_maps(evaluation, folder, tagger), "Heat maps"),
+        Section("run", "This run", _facts(evaluation, tagger)),
+    ]
+    page = whole_page("SigRL evaluation", headline.lead(metrics), sections)
+    storage.write_bytes(storage.join(out, "report.html"), page)
 
 
 def _training(history: list[dict]) -> str:
@@ -151,7 +168,8 @@ def _curves(evaluation: Evaluation) -> str:
         return note("No label occurs in these pictures, so there is nothing to recall.")
     title = "Precision over recall, in percent"
     chart = line_chart(title, lines, x_title="recall (%)", y_title="precision (%)", percent=True)
-    return f'<figure class="wide">{line_legend(lines)}{chart}</figure>'
+    told = note("All pictures and all labels together (micro), asked with all labels (GZSL).")
+    return f'{told}<figure class="wide">{line_legend(lines)}{chart}</figure>'
 
 
 def _calibration(evaluation: Evaluation) -> str:
@@ -183,93 +201,6 @@ def _calibration(evaluation: Evaluation) -> str:
             + "".join(f'<th scope="col">{head}</th>' for head in heads)
             + f"</tr></thead><tbody>{rows}</tbody></table>",
         )
-    )
-
-
-def _pictures(evaluation: Evaluation, folder: ShardFolder) -> str:
-    total = len(evaluation.uris)
-    numbers = sorted({round(number) for number in np.linspace(0, total - 1, min(NUM_PICTURES, total))})
-    jpegs = _read(evaluation, folder, numbers)
-    cards = [_card(evaluation, number, jpeg) for number, jpeg in zip(numbers, jpegs, strict=True)]
-    words = {"right": "right", "wrong": "wrong", "unknown": "not annotated"}
-    signs = [(f'<span class="{kind}">{sign}</span>', words[kind]) for kind, sign in JUDGEMENTS.values()]
-    return (
-        note(
-            f"{counted(len(cards), 'picture')} spread evenly over the set, each with its best labels by SigRL, asked "
-            f"with all labels: as many as are true of it, {MIN_TAGS} at least."
-        )
-        + legend([*signs, ('<span class="diamond">◆</span>', "unseen label")])
-        + f'<ul class="pictures">{"".join(cards)}</ul>'
-    )
-
-
-def _heat_maps(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger) -> str:
-    """A few pictures, each followed by where its best labels fit."""
-    total = len(evaluation.uris)
-    numbers = sorted({round(number) for number in np.linspace(0, total - 1, min(NUM_HEAT_MAPS, total))})
-    jpegs = list(_read(evaluation, folder, numbers))
-    told = tagger.tag(jpegs, evaluation.vocabulary, top_k=MIN_TAGS, heat_maps=True)
-    rows = ""
-    for number, jpeg, tags in zip(numbers, jpegs, told, strict=True):
-        seen = images.centre_crop_array(jpeg, HEAT_MAP)
-        uri = escape(evaluation.uris[number])
-        rows += f'<li><img src="{_data(Image.fromarray(seen))}" alt="What the model sees of {uri}" title="{uri}"></li>'
-        for name, map_HW in zip(tags.labels, tags.heat_maps, strict=True):
-            split = evaluation.vocabulary.labels[evaluation.vocabulary.index[name]].split
-            source, label = _data(draw(map_HW, seen)), escape(name)
-            rows += (
-                f'<li><img src="{source}" alt="Where {label} fits in picture {number + 1}">'
-                f'<p class="name">{marked(name, split)}</p></li>'
-            )
-    return (
-        note(
-            f"{counted(len(numbers), 'picture')}, the square that the model sees, and where its {MIN_TAGS} best labels "
-            "fit: bright is where a label fits best in that picture, whether or not it is there."
-        )
-        + f'<ul class="pictures heat">{rows}</ul>'
-    )
-
-
-def _data(picture: Image.Image) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(images.encode_jpeg(picture, 85)).decode()}"
-
-
-def _read(evaluation: Evaluation, folder: ShardFolder, numbers: Sequence[int]) -> Iterator[bytes]:
-    """The pictures of some rows, in row order, one shard in memory at a time."""
-    start = 0
-    for shard, rows in enumerate(folder.shard_rows):
-        wanted = [number for number in numbers if start <= number < start + rows]
-        if wanted:
-            taken = folder.read_shard(shard, ["uri", "image"]).take([number - start for number in wanted]).to_pylist()
-            for number, row in zip(wanted, taken, strict=True):
-                if row["uri"] != evaluation.uris[number]:
-                    raise ShardError(
-                        f"{folder.uri}: row {number} is {row['uri']}, but {evaluation.uris[number]} was evaluated; "
-                        "run evaluate.py again"
-                    )
-                yield row["image"]
-        start += rows
-
-
-def _card(evaluation: Evaluation, number: int, jpeg: bytes) -> str:
-    """One picture with what is said of it and what is true of it."""
-    vocabulary, states_C = evaluation.vocabulary, evaluation.states_NC[number]
-    true = [label for label, state in zip(vocabulary.labels, states_C, strict=True) if state == PRESENT]
-    said = top_tags(evaluation.scores["sigrl"]["gzsl"][number], vocabulary, max(MIN_TAGS, len(true)))
-    tags = ""
-    for position in (vocabulary.index[name] for name in said.labels):
-        label, (kind, sign) = vocabulary.labels[position], JUDGEMENTS[int(states_C[position])]
-        tags += (
-            f'<li class="{kind}"><span aria-hidden="true">{sign}</span><span class="hidden">{kind}:</span>'
-            f'<span class="name">{marked(label.name, label.split)}</span></li>'
-        )
-    truth = ", ".join(f'<span class="name">{marked(label.name, label.split)}</span>' for label in true) or "none"
-    picture = images.resize_short_side(images.decode(jpeg, short_side=THUMBNAIL), THUMBNAIL)
-    small = ' class="small"' if min(picture.size) < 100 else ""
-    uri = escape(evaluation.uris[number])
-    return (
-        f'<li><img src="{_data(picture)}" alt="Picture {number + 1}, {uri}" title="{uri}"{small}>'
-        f'<ul class="tags">{tags}</ul><p class="soft">True: {truth}</p></li>'
     )
 
 

@@ -1,0 +1,60 @@
+"""A real Chromium, and a page in it with everything it did."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+PICTURES = """async () => {
+    for (const image of document.images) image.loading = 'eager';
+    await Promise.all([...document.images].map(image => image.decode()));
+    return [...document.images].map(image => [image.naturalWidth, image.alt]);
+}"""
+"""Width and text of every picture of a page, once all of them are there."""
+
+LEAST_CONTRAST = """() => {
+    const light = colour => {
+        const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(p => colour.startsWith('color(') ? +p : p / 255);
+        const [r, g, b] = parts.map(p => p <= 0.04045 ? p / 12.92 : ((p + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const behind = element => {
+        for (let e = element; e; e = e.parentElement) {
+            const colour = getComputedStyle(e).backgroundColor;
+            if (colour !== 'rgba(0, 0, 0, 0)') return colour;
+        }
+    };
+    const of = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+    const texts = [...document.querySelectorAll('p, dt, dd, a, td, th, li, summary, strong, code, .name, .diamond')];
+    const drawn = [...document.querySelectorAll('svg text')];
+    return Math.min(...texts.map(e => of(getComputedStyle(e).color, behind(e))),
+                    ...drawn.map(e => of(getComputedStyle(e).fill, behind(e))));
+}"""
+"""The least contrast of any text with what lies behind it; WCAG AA asks for 4.5."""
+
+
+@pytest.fixture(scope="module")  # while it runs, no other event loop can
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on PATH; install one to test the pages")
+    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-quic"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page and everything it did."""
+
+    def __init__(self, browser: Browser, address: str, width: int = 1280, scheme: str = "light") -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.page.goto(address)
