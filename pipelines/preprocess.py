@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 from sigrl_core.command_line import print_configuration, run
 from sigrl_core.config import PreprocessConfig
 from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.records import ShardFolder
+from sigrl_core.report.dataset import dataset_page
 
 
 def main(
@@ -33,6 +35,7 @@ def main(
         f"{manifest['rows_in']} rows in: {manifest['rows_out']} good, {manifest['quarantined']} quarantined, "
         f"{manifest['duplicates']} duplicates; {manifest['num_labels']} labels, {len(manifest['shards'])} shards"
     )
+    print(f"page: {dataset_page(ShardFolder.open(config.out))}")
     print(f"shards: {config.out}")
 
 

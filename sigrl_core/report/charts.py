@@ -1,18 +1,25 @@
-"""Line charts as inline SVG; text and colours come from the page, so they read in light and dark."""
+"""Lines and histograms as inline SVG, shares and heat maps as HTML.
+
+Text and colours come from the page, so they read in light and dark.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sigrl_core.report.markup import escape, legend
+import numpy as np
+
+from sigrl_core.report.markup import escape, legend, scrollable, shortened
 
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 384, 12, 200
 """Edges of the plot inside the picture."""
 STYLES = 5
 MAX_DOTS = 30
+MAX_LETTERS = 60
+"""Of a name where it is told again and again, as in the title of each cell of a heat map."""
 
 
 class Line(NamedTuple):
@@ -73,11 +80,107 @@ def line_chart(title: str, lines: Sequence[Line], *, x_title: str, y_title: str 
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
 
 
-def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """About five round numbers that enclose the range."""
+def histogram(
+    title: str,
+    counts: Sequence[int],
+    edges: Sequence[float],
+    *,
+    x_title: str,
+    x_ticks: Sequence[tuple[float, str]],
+    written: Callable[[float], str] = "{:,g}".format,
+) -> str:
+    """How many there are from each edge to the next.
+
+    Args:
+        title: what is counted, for those who hear the page.
+        counts: one fewer than edges.
+        x_ticks: where along the edges to write what.
+        written: an edge as the title of a column says it.
+    """
+    y_ticks = [tick for tick in ticks(0, max(counts), whole=True) if tick <= max(counts) or tick == 1]
+    highest = max(*counts, y_ticks[-1])
+
+    def across(x: float) -> float:
+        return LEFT + (x - edges[0]) / (edges[-1] - edges[0]) * (RIGHT - LEFT)
+
+    def down(y: float) -> float:
+        return BOTTOM - y / highest * (BOTTOM - TOP)
+
+    parts = [
+        f'<path class="grid" d="M{LEFT} {down(tick):.1f}H{RIGHT}"/>'
+        f'<text x="{LEFT - 8}" y="{down(tick) + 4:.1f}" text-anchor="end">{_in_few_signs(tick)}</text>'
+        for tick in y_ticks
+    ]
+    for count, left, right in zip(counts, edges, edges[1:], strict=False):
+        if count:
+            x, width, top = across(left), across(right) - across(left), min(down(count), BOTTOM - 1)
+            parts.append(
+                f'<rect class="column" x="{x + 0.5:.1f}" y="{top:.1f}" width="{max(width - 1, 1):.1f}" '
+                f'height="{BOTTOM - top:.1f}"><title>{written(left)} to {written(right)}: {count:,}</title></rect>'
+            )
+    parts += [
+        f'<text x="{across(x):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{escape(text)}</text>'
+        for x, text in x_ticks
+        if edges[0] <= x <= edges[-1]
+    ]
+    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_title)}</text>')
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def shares(parts: Sequence[tuple[str, int]]) -> str:
+    """One bar of parts that make up a whole, and the same in words: (name, number)."""
+    bar = "".join(
+        f'<span class="p{i % STYLES}" style="flex-grow:{number}" title="{escape(name)}: {number:,}"></span>'
+        for i, (name, number) in enumerate(parts)
+        if number
+    )
+    signs = (
+        (f'<span class="swatch p{i % STYLES}"></span>', f"{number:,} {name}") for i, (name, number) in enumerate(parts)
+    )
+    return f'<div class="shares" aria-hidden="true">{bar}</div>{legend(signs)}'
+
+
+def heat_table(name: str, heads: Sequence[tuple[str, str]], values_KK: np.ndarray, told: Sequence[str]) -> str:
+    """Shares of K things in K things as a table whose cells are the brighter the larger, with the percent in each.
+
+    Args:
+        name: what it shows, for those who hear the page.
+        heads: of each row and column, its name as text and what more to say in the row's head, HTML.
+        values_KK: 0 to 1; a cell of 0 is empty, one of nan is set apart.
+        told: of each row, what the title of a cell starts with.
+    """
+    columns = "".join(
+        f'<th scope="col"><span class="name" title="{escape(head)}">{escape(head)}</span></th>' for head, _ in heads
+    )
+    columns_told = [shortened(head, MAX_LETTERS) for head, _ in heads]
+    rows = ""
+    for (head, more), values_K, start in zip(heads, values_KK, told, strict=True):
+        cells = "".join(
+            ('<td class="self"></td>' if math.isnan(value) else "<td></td>")
+            if not value > 0
+            else f'<td style="--p:{100 * value:.0f}%" title="{escape(f"{start} {column}: {100 * value:.1f} %")}">'
+            f"{100 * value:.0f}</td>"
+            for value, column in zip(values_K, columns_told, strict=True)
+        )
+        label = f'<span class="name" title="{escape(head)}">{escape(head)}</span>'
+        rows += f'<tr><th scope="row"><div>{label} {more}</div></th>{cells}</tr>'
+    table = f'<table class="matrix"><thead><tr><td></td>{columns}</tr></thead><tbody>{rows}</tbody></table>'
+    return scrollable(name, table)
+
+
+def _in_few_signs(number: float) -> str:
+    """A count in a few signs: 900, 25k, 1.5M."""
+    for unit, sign in ((1e6, "M"), (1e3, "k")):
+        if abs(number) >= 10 * unit or (abs(number) >= unit and not number % (unit / 10)):
+            return f"{number / unit:.3g}{sign}"
+    return f"{number:g}"
+
+
+def ticks(low: float, high: float, whole: bool = False, steps: int = 4) -> list[float]:
+    """About `steps` steps between round numbers that enclose the range."""
     spread = high - low if high > low else abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(spread / 4))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= spread / 4 * 0.999)
+    power = 10.0 ** math.floor(math.log10(spread / steps))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= spread / steps * 0.999)
     if whole:
         step = max(1.0, round(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -44,6 +44,10 @@ def percent(value: float) -> str:
     return DASH if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
 def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

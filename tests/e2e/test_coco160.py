@@ -55,6 +55,13 @@ def test_bad_files_are_quarantined(spoiled: Path, tmp_path: Path, command, corpu
         checked = command("-m", "sigrl_core.records", tmp_path / "shards")
         assert checked.returncode == 0
         assert "rows_out 79" in checked.stdout
+        page = tmp_path / "shards" / "dataset.html"
+        written, content = page.stat().st_mtime_ns, page.read_bytes()
+        assert b"1 file cut short or damaged" in content
         again = command(PIPELINE, *arguments)
         assert again.returncode == 0
         assert again.stdout == done.stdout
+        assert page.stat().st_mtime_ns == written
+        page.unlink()  # as in a folder made before there were pages
+        assert command(PIPELINE, *arguments).stdout == done.stdout
+        assert page.read_bytes() == content

@@ -29,7 +29,7 @@ def test_from_photographs_to_tags(coco160: Path, tmp_path: Path, command) -> Non
         lines = run("preprocess.py", "--corpus", "coco", *where)
         assert lines[0] == "corpus = coco"
         summary = "80 rows in: 80 good, 0 quarantined, 0 duplicates; 80 labels, 1 shards"
-        assert lines[-2:] == [summary, f"shards: {split}"]
+        assert lines[-3:] == [summary, f"page: {split}/dataset.html", f"shards: {split}"]
         shards = ShardFolder.open(str(tmp_path / split))
         shards.verify()
         assert shards.vocabulary.names[:3] == ["person", "bicycle", "car"]
