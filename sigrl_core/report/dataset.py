@@ -83,7 +83,8 @@ def _lead(contents: Contents, folder: ShardFolder) -> str:
     occur, C = int((contents.present_C > 0).sum()), len(folder.vocabulary)
     listed = counted(folder.manifest["rows_in"], "listed picture")
     labels = f"{'all' if occur == C else f'{occur:,} of'} {counted(C, 'label')}"
-    return f"<strong>{folder.num_rows:,}</strong> of {listed} can be used; they show <strong>{labels}</strong>."
+    shown = f"they show <strong>{labels}</strong>" if C else "no labels are asked of them"
+    return f"<strong>{folder.num_rows:,}</strong> of {listed} can be used; {shown}."
 
 
 def _overview(contents: Contents, folder: ShardFolder) -> str:
@@ -92,7 +93,7 @@ def _overview(contents: Contents, folder: ShardFolder) -> str:
     figures = {
         "Pictures": f"{rows:,}",
         "Labels": f"{len(folder.vocabulary):,}" + (f" <small>{unseen:,} unseen</small>" if unseen else ""),
-        "Held out": f"{100 * contents.held_out / rows:.1f} % <small>{contents.held_out:,}</small>",
+        "Held out": f"{100 * contents.held_out / rows:.1f} % <small>{counted(contents.held_out, 'picture')}</small>",
         "Shards": f"{len(folder.shard_rows):,}",
         "Stored": in_bytes(contents.shard_bytes),
     }
@@ -121,7 +122,7 @@ def _overview(contents: Contents, folder: ShardFolder) -> str:
 
 def _warnings(contents: Contents, folder: ShardFolder) -> str:
     """What somebody should know before training, each with a link to where more is said."""
-    seen = [label.split == "seen" for label in folder.vocabulary.labels]
+    seen = np.array([label.split == "seen" for label in folder.vocabulary.labels], bool)
     never = int((contents.present_C == 0).sum())
     held_only = int(((contents.present_C > 0) & (contents.trained_C == 0) & seen).sum())
     few = int(((contents.trained_C > 0) & (contents.trained_C < FEW) & seen).sum())
@@ -146,13 +147,13 @@ def _warnings(contents: Contents, folder: ShardFolder) -> str:
 
 def _pictures(samples: Sequence[Sample], vocabulary: Vocabulary) -> str:
     cards = "".join(_card(sample, number, vocabulary) for number, sample in enumerate(samples, 1))
-    return (
-        note(
-            f"{counted(len(samples), 'picture')} spread evenly over the shards, and over the labels from the most to "
-            "the least frequent. Labels that are not named are absent, unless a picture says how many are unknown."
+    told = f"{counted(len(samples), 'picture')} spread evenly over the shards"
+    if len(vocabulary):
+        told += (
+            ", and over the labels from the most to the least frequent. Labels that are not named are absent, unless a "
+            "picture says how many are unknown"
         )
-        + f'<ul class="pictures">{cards}</ul>'
-    )
+    return f'{note(told + ".")}<ul class="pictures">{cards}</ul>'
 
 
 def _card(sample: Sample, number: int, vocabulary: Vocabulary) -> str:

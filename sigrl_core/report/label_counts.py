@@ -20,6 +20,8 @@ FEW = 10
 
 def label_section(contents: Contents, vocabulary: Vocabulary) -> str:
     """What is known of labels, bars of the most frequent, those that never occur, and all counts as a table."""
+    if not len(vocabulary):
+        return note("The corpus has no labels, and no vocabulary was given.")
     present_C = contents.present_C
     occurring = [int(c) for c in contents.order_C if present_C[c]]
     shown = occurring[:MAX_BARS]
@@ -31,7 +33,7 @@ def label_section(contents: Contents, vocabulary: Vocabulary) -> str:
     signs = [('<span class="swatch p0"></span>', "training")]
     if contents.held_out:
         signs.append(('<span class="swatch p1"></span>', "held out"))
-    if any(vocabulary.labels[c].split == "unseen" for c in shown):
+    if vocabulary.positions("unseen"):
         signs.append(('<span class="diamond">◆</span>', "unseen label"))
     bars = "".join(_bar(contents, vocabulary.labels[c], c) for c in shown)
     return (
@@ -86,7 +88,7 @@ def _closest(share_KK: np.ndarray, alone_K: np.ndarray, names: list[str]) -> str
 def _told(contents: Contents) -> str:
     states = {"present": contents.present_C, "absent": contents.absent_C, "unknown": contents.unknown_C}
     totals = {key: int(counts_C.sum()) for key, counts_C in states.items()}
-    whole = max(1, sum(totals.values()))
+    whole = sum(totals.values())
     parts = [f"{100 * number / whole:.1f} % {key}" if number else f"none {key}" for key, number in totals.items()]
     each = contents.labels_each
     pictures = max(1, int(each.sum()))

@@ -12,15 +12,17 @@ from sigrl_core.report.markup import counted, note
 def size_section(contents: Contents) -> str:
     widths, heights = contents.widths_N.astype(np.int64), contents.heights_N.astype(np.int64)
     pairs, counts = np.unique(widths << 32 | heights, return_counts=True)
-    commonest = np.argsort(-counts, kind="stable")[:3]
-    named = [f"{pairs[i] >> 32} × {pairs[i] & 0xFFFFFFFF} ({counts[i]:,})" for i in commonest if counts[i] > 1]
-    often = f", most often {', '.join(named)}" if named else ""
+    written = [f"{pairs[i] >> 32} × {pairs[i] & 0xFFFFFFFF}" for i in np.argsort(-counts, kind="stable")[:3]]
+    if len(pairs) == 1:
+        told = f"All are {written[0]}."
+    else:
+        told = f"There are {len(pairs):,} different sizes, most often {', '.join(written)}."
     some = ""
     if len(contents.picture_bytes) < len(widths):
         some = f" File sizes are of the {len(contents.picture_bytes):,} pictures in the shards that samples come from."
     return (
         note(
-            f"Columns count pictures. They have {counted(len(pairs), 'different size')}{often}. Shard files hold "
+            f"Columns count pictures. {told} Shard files hold "
             f"{in_bytes(contents.shard_bytes / len(widths))} a picture, labels included.{some}"
         )
         + '<div class="panels">'

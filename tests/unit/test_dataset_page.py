@@ -179,6 +179,14 @@ def test_no_label_no_quarantine_no_validation(tmp_path: Path) -> None:
     assert "<strong>3 pictures</strong> without any label" in page
 
 
+def test_no_vocabulary_at_all(tmp_path: Path) -> None:
+    """As of a folder of pictures without folders in it."""
+    page = page_of(finished(tmp_path / "s", vocabulary_of([]), np.zeros((3, 0), np.int8)))
+    assert "no labels are asked of them" in page
+    assert "The corpus has no labels" in section(page, "labels")
+    assert page.count('alt="Picture ') == 3
+
+
 @pytest.mark.parametrize("labels", [1, 2])
 def test_one_picture(tmp_path: Path, labels: int) -> None:
     vocabulary = vocabulary_of([f"label {c}" for c in range(labels)])
