@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from sigrl_core import storage
 from sigrl_core.progress import Advance
-from sigrl_core.records import PRESENT, ShardFolder, decode_states, in_validation
+from sigrl_core.records import PRESENT, ShardFolder, decode_states, split_of
 
 MAX_TOGETHER = 40
 """Labels of which is counted how often they occur together: the K axis."""
@@ -42,7 +42,7 @@ class Contents:
         order_C: positions of the labels, the most frequent first.
         together_KK: pictures in which both of two labels are present, of the first K of `order_C` that occur at all.
         labels_each: at place n, the number of pictures with n labels present.
-        held_out: pictures for validation.
+        held_out: pictures that training does not get to see, for validation or the test.
         widths_N, heights_N: of the stored pictures, in pixels.
         shard_bytes: of all shard files together.
         picture_bytes: of each stored picture of the shards that samples come from.
@@ -167,4 +167,4 @@ def _read_samples(folder: ShardFolder, numbers: Sequence[int]) -> tuple[list[Sam
 
 
 def _held_out(folder: ShardFolder, sha256: str) -> bool:
-    return in_validation(sha256, **folder.manifest["validation"])
+    return split_of(sha256, **folder.manifest["split"]) != "train"

@@ -106,7 +106,7 @@ def _overview(contents: Contents, folder: ShardFolder) -> str:
         )
     parts = [
         ("for training", rows - contents.held_out),
-        ("held out for validation", contents.held_out),
+        ("held out for validation" + (" and test" if manifest["split"]["test"] else ""), contents.held_out),
         ("quarantined", manifest["quarantined"]),
         ("duplicate" if manifest["duplicates"] == 1 else "duplicates", manifest["duplicates"]),
     ]
@@ -207,7 +207,7 @@ def _quarantine(table: pa.Table) -> str:
 def _facts(folder: ShardFolder) -> str:
     manifest = folder.manifest
     rows = folder.shard_rows
-    shown = [(key, value) for key, value in manifest.get("config", manifest["validation"]).items() if value is not None]
+    shown = [(key, value) for key, value in manifest.get("config", {}).items() if value is not None]
     return definitions(
         [
             *((key.replace("_", " "), f"<code>{escape(str(value))}</code>") for key, value in shown),

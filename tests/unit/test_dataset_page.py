@@ -15,7 +15,7 @@ from PIL import Image
 from sigrl_core import images, records
 from sigrl_core.config import LabelStates
 from sigrl_core.errors import ShardError
-from sigrl_core.records import ShardFolder, in_validation
+from sigrl_core.records import ShardFolder, split_of
 from sigrl_core.report import dataset
 from sigrl_core.report.charts import histogram
 from sigrl_core.report.contents import NUM_SAMPLES, Contents, count_contents
@@ -84,7 +84,7 @@ def test_every_section_is_there(tmp_path: Path) -> None:
     states_NC = random_states(30, 6)
     folder = finished(tmp_path / "shards", COLOURS, states_NC, quarantine=quarantine, duplicates=2)
     page = page_of(folder)
-    held_out = sum(in_validation(f"{number:064x}", 0, 0.1) for number in range(30))
+    held_out = sum(split_of(f"{number:064x}", 0, 0.1) != "train" for number in range(30))
     assert 0 < held_out < 30
     overview = section(page, "overview")
     for words in (
@@ -141,7 +141,7 @@ def test_it_does_without_torch() -> None:
 
 def test_labels_that_training_never_meets_are_named(tmp_path: Path) -> None:
     """Held-out pictures alone show `held`; nothing shows `never` and the unseen `nowhere`."""
-    held_out = np.array([in_validation(f"{number:064x}", 0, 0.1) for number in range(30)])
+    held_out = np.array([split_of(f"{number:064x}", 0, 0.1) != "train" for number in range(30)])
     states_NC = np.full((30, 4), -1, np.int8)
     states_NC[~held_out, 0] = states_NC[held_out, 1] = 1
     page = page_of(finished(tmp_path / "s", vocabulary_of(["often", "held", "never"], ["nowhere"]), states_NC))
