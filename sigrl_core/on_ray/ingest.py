@@ -162,7 +162,8 @@ def _preprocess_part(config: PreprocessConfig, vocabulary: Vocabulary, part: Par
         sha256 = sha256_of(data)
         if _split(config, sha256) == "train":
             states_C = told(states_C, config.labels, sha256, config.seed)
-        hashes.append(jpeg.perceptual_hash)
+        if jpeg.perceptual_hash is not None:
+            hashes.append(jpeg.perceptual_hash)
         picture = {"image": jpeg.data, "width": jpeg.width, "height": jpeg.height}
         rows.append({"uri": row.uri, "sha256": sha256, **picture, "label_states": encode_states(states_C)})
     table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
@@ -206,17 +207,23 @@ def _settle(config: PreprocessConfig, job: Job, vocabulary: Vocabulary, parts: S
         What became of each part; None for one that has to be done again, as it lacks a picture that was a duplicate
         when the part was settled before, and no longer is.
     """
-    records = list(job.records(parts))
-    rows = [len(record["sha256"]) for record in records]
-    digests = b"".join(bytes.fromhex("".join(record["sha256"])) for record in records)
-    first = first_of_equals(digests)
+    rows, digests, hashes = [], [], []
+    for record in job.records(parts):
+        rows.append(len(record["sha256"]))
+        digests.append(bytes.fromhex("".join(record["sha256"])))
+        hashes += record["perceptual_hash"]
+    first = first_of_equals(b"".join(digests))
     kinds = np.where(first, "", "exact")
     if config.near_duplicates is not None:
-        hashes = np.array([value for record in records for value in record["perceptual_hash"]], np.uint64)
-        kinds[first & ~first_of_near(hashes, config.near_duplicates, first)] = "near"
+        kinds[first & ~first_of_near(np.array(hashes, np.uint64), config.near_duplicates, first)] = "near"
     of_part = np.split(kinds, np.cumsum(rows)[:-1])
+    settled: list[_Settled | None] = []
     with ThreadPoolExecutor(8) as pool:  # an object store copies many at a time
-        return list(pool.map(partial(_settle_part, job, vocabulary), parts, records, of_part))
+        for start in range(0, len(parts), 64):  # and few records are held
+            some = slice(start, start + 64)
+            told = parts[some], job.records(parts[some]), of_part[some]
+            settled += pool.map(partial(_settle_part, job, vocabulary), *told)
+    return settled
 
 
 def _settle_part(
