@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
-from sigrl_core import storage
+from sigrl_core import object_store, storage
 from sigrl_core.errors import StorageError
+from sigrl_core.object_store import StoreError
 
 pytestmark = pytest.mark.unit
 
@@ -123,3 +124,42 @@ def test_only_a_store_that_failed_is_worth_another_try() -> None:
     assert not storage.is_transient(error(OSError("AWS Error ACCESS_DENIED during HeadObject operation")))
     assert not storage.is_transient(error(FileNotFoundError("AWS Error")))
     assert not storage.is_transient(StorageError("unknown scheme"))
+
+
+def test_other_stores_come_from_the_same_factory() -> None:
+    filesystem, path = storage.filesystem_for("gs://bucket/some/key")
+    assert (filesystem.type_name, path) == ("gcs", "bucket/some/key")
+    filesystem, path = storage.filesystem_for("abfs://box@account.dfs.core.windows.net/some/key")
+    assert (filesystem.type_name, path) == ("abfs", "box/some/key")
+
+    with pytest.raises(StorageError, match=r"abfs://box/key: this pyarrow cannot reach it \(.*account name\); copy"):
+        storage.filesystem_for("abfs://box/key")
+
+
+def test_a_store_is_asked_again_while_it_fails(monkeypatch) -> None:
+    asked = []
+
+    def read(path: str, max_bytes: int | None) -> bytes:
+        asked.append(path)
+        if len(asked) < 4:
+            raise StoreError("SlowDown", 503, "Please reduce your request rate")
+        return b"at last"
+
+    monkeypatch.setattr(object_store, "s3_read", read)
+    assert storage.read_bytes("s3://bucket/key") == b"at last"
+    assert asked == ["bucket/key"] * 4
+    asked.clear()
+    monkeypatch.setattr(object_store, "s3_read", denied := Denied())
+    with pytest.raises(StorageError, match="s3://bucket/key: cannot be read: permission denied; check the credentials"):
+        storage.read_bytes("s3://bucket/key")
+    assert denied.asked == 1
+
+
+class Denied:
+    """Answers like a store that one may not read."""
+
+    asked = 0
+
+    def __call__(self, path: str, max_bytes: int | None) -> bytes:
+        self.asked += 1
+        raise StoreError("AccessDenied", 403, "Access Denied")
