@@ -306,13 +306,13 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
         config = dataclasses.replace(whole, out=str(tmp_path / f"killed {run}"))
         process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         time.sleep(rng.uniform(0.3, 1.0) * seconds)
-        victims = {
-            "driver": [process.pid],
-            "worker": below(process.pid, "ray::"),
-            "node": below(process.pid, "/raylet"),
-        }
         kind = ("driver", "worker", "node")[run % 3]
-        for victim in victims[kind][:1]:
+        victims = [process.pid]
+        while kind != "driver" and process.poll() is None:  # until there is one
+            if victims := below(process.pid, {"worker": "ray::MapBatches", "node": "/raylet"}[kind]):
+                break
+            time.sleep(0.1)
+        for victim in victims[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
         _, errors = process.communicate(timeout=200)
