@@ -125,11 +125,15 @@ class Job:
         """Writes a part's commit record: JSON values, the last thing that is written of the part."""
         storage.write_json(self._record(part), record)
 
+    def record(self, part: Part) -> dict[str, Any]:
+        """A part's commit record; raises StorageError where it is missing."""
+        return storage.read_json(self._record(part))
+
     def records(self, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
-        """The commit records of all parts, in their order; raises StorageError where one is missing."""
+        """The commit records of all parts, in their order; raises as `record`."""
         with ThreadPoolExecutor(16) as pool:  # an object store answers many small reads at a time
             for start in range(0, len(parts), 64):  # and few are held
-                yield from pool.map(lambda part: storage.read_json(self._record(part)), parts[start : start + 64])
+                yield from pool.map(self.record, parts[start : start + 64])
 
     def take_back(self, parts: Iterable[Part]) -> None:
         """Lets parts be done again; the folder is then not finished."""

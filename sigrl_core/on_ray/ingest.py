@@ -207,28 +207,23 @@ def _settle(config: PreprocessConfig, job: Job, vocabulary: Vocabulary, parts: S
         What became of each part; None for one that has to be done again, as it lacks a picture that was a duplicate
         when the part was settled before, and no longer is.
     """
-    rows, digests, hashes = [], [], []
-    for record in job.records(parts):
+    rows, digests, hashes = [], bytearray(), []
+    for record in job.records(parts):  # two passes over the records, so that few are held
         rows.append(len(record["sha256"]))
-        digests.append(bytes.fromhex("".join(record["sha256"])))
-        hashes += record["perceptual_hash"]
-    first = first_of_equals(b"".join(digests))
+        digests += bytes.fromhex("".join(record["sha256"]))
+        if config.near_duplicates is not None:
+            hashes.append(np.array(record["perceptual_hash"], np.uint64))
+    first = first_of_equals(digests)
     kinds = np.where(first, "", "exact")
     if config.near_duplicates is not None:
-        kinds[first & ~first_of_near(np.array(hashes, np.uint64), config.near_duplicates, first)] = "near"
+        kinds[first & ~first_of_near(np.concatenate(hashes), config.near_duplicates, first)] = "near"
     of_part = np.split(kinds, np.cumsum(rows)[:-1])
-    settled: list[_Settled | None] = []
     with ThreadPoolExecutor(8) as pool:  # an object store copies many at a time
-        for start in range(0, len(parts), 64):  # and few records are held
-            some = slice(start, start + 64)
-            told = parts[some], job.records(parts[some]), of_part[some]
-            settled += pool.map(partial(_settle_part, job, vocabulary), *told)
-    return settled
+        return list(pool.map(partial(_settle_part, job, vocabulary), parts, of_part))
 
 
-def _settle_part(
-    job: Job, vocabulary: Vocabulary, part: Part, record: dict[str, Any], kinds: np.ndarray
-) -> _Settled | None:
+def _settle_part(job: Job, vocabulary: Vocabulary, part: Part, kinds: np.ndarray) -> _Settled | None:
+    record = job.record(part)
     told = zip(record["uris"], record["sha256"], kinds, strict=True)
     duplicates = [{"uri": uri, "sha256": sha256, "kind": kind} for uri, sha256, kind in told if kind]
     keep = [sha256 for sha256, kind in zip(record["sha256"], kinds, strict=True) if not kind]

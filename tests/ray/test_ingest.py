@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from sigrl_core.errors import CorpusError, StorageError
 from sigrl_core.images import REASONS
 from sigrl_core.on_ray import ingest
 from sigrl_core.on_ray.ingest import preprocess
-from sigrl_core.parts import Job
-from sigrl_core.records import ShardFolder, decode_states, split_of
+from sigrl_core.parts import Job, plan_parts
+from sigrl_core.records import ShardFolder, decode_states, sha256_of, split_of
+from sigrl_core.vocabulary import Vocabulary
 from tests.hostile import hostile
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -268,6 +270,30 @@ def test_shards_of_so_many_bytes(pictures: Path, tmp_path: Path, make_picture) -
     listed = dataclasses.replace(config, corpus="jsonl", annotations=str(tmp_path / "a.jsonl"), out=str(tmp_path / "b"))
     with pytest.raises(CorpusError, match="lists no sizes; set --rows-per-shard"):
         preprocess(listed)
+
+
+def test_settling_holds_few_records_at_a_time(pictures: Path, tmp_path: Path) -> None:
+    config, parts = config_for(pictures, tmp_path), plan_parts(64_000, 100)
+    job = Job(config.out)
+    for folder in ("parts", "work/shards"):
+        (tmp_path / folder).mkdir(parents=True)
+    for part in parts:
+        (tmp_path / f"work/shards/{part.name}.parquet").touch()
+        names = [f"cat/{row:06d}.jpg" for row in range(part.start, part.stop)]
+        told = {"uris": names, "sha256": [sha256_of(name.encode()) for name in names], "perceptual_hash": [None] * 100}
+        record = {**told, "shard": {"rows": 100}, "quarantine": []}
+        (tmp_path / f"parts/{part.name}.json").write_text(json.dumps(record))
+
+    def held(call) -> int:
+        tracemalloc.start()
+        try:
+            assert len(call()) == len(parts)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    settle = held(lambda: ingest._settle(config, job, Vocabulary.of(["cat"]), parts))
+    assert settle < held(lambda: list(job.records(parts))) / 2
 
 
 def test_a_second_run_at_the_same_time_is_refused(pictures: Path, tmp_path: Path) -> None:
