@@ -99,18 +99,29 @@ class Job:
     def claimed(self, plan: dict[str, Any]) -> Iterator[Lease]:
         """Keeps the folder to this run while the body works on it; waits for a run that died here.
 
+        A body that fails before it calls `start` leaves nothing behind.
+
         Raises:
             StorageError: as `agree`, or another run is at work here.
         """
+        is_new, is_held = not storage.exists(self.out), False
         storage.make_folder(self.out)
         self.agree(plan)
-        with Lease(self.path("work", "lease.json")) as lease:
-            self.agree(plan)  # with what another run may have noted meanwhile
-            if not storage.exists(self.path("plan.json")):
-                storage.write_json(self.path("plan.json"), plan)
-            yield lease
+        try:
+            with Lease(self.path("work", "lease.json")) as lease:
+                is_held = True
+                self.agree(plan)  # with what another run may have noted meanwhile
+                yield lease
+        finally:
+            if is_held and not storage.exists(self.path("plan.json")):
+                storage.remove(self.out if is_new else self.path("work"))
         if self.manifest() is not None:
             storage.remove(self.path("work"))
+
+    def start(self, plan: dict[str, Any]) -> None:
+        """Notes what the folder is made from, once that is known to be in order."""
+        if not storage.exists(self.path("plan.json")):
+            storage.write_json(self.path("plan.json"), plan)
 
     def committed(self, part: Part) -> bool:
         return storage.exists(self._record(part))

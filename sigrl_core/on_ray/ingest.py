@@ -81,8 +81,13 @@ def preprocess(config: PreprocessConfig, workers: int | None = None, retry_faile
         if not (retry_failed and _unreachable(job)):
             return manifest
     with job.claimed(plan) as lease:
-        where = job.path(LISTING)
-        listed = read_listed(where) if storage.exists(where) else write(where)
+        where, waiting = job.path(LISTING), job.path("work", LISTING)
+        if storage.exists(where):
+            listed = read_listed(where)
+        else:
+            listed = write(waiting)
+            job.start(plan)
+            storage.move(waiting, where)
         if retry_failed:
             job.take_back(_unreachable(job))
         parts = parts_of(where)

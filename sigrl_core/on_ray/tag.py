@@ -75,6 +75,7 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         job.agree(plan)
         return manifest
     with job.claimed(plan) as lease:
+        job.start(plan)
         connect()
         load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
         make_work = partial(_worker, load, asked, images, out, uris)

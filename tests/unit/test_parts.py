@@ -52,6 +52,7 @@ def test_names_and_refusals() -> None:
 def test_a_job_from_start_to_end(tmp_path: Path) -> None:
     job, parts = Job(str(tmp_path / "out")), plan_parts(5, 2)
     with job.claimed({"a": 1}):
+        job.start({"a": 1})
         assert job.pending(parts) == parts
         job.commit(parts[1], {"n": 1, "log": {"host": "x"}})
         assert job.pending(parts) == [parts[0], parts[2]]
@@ -78,12 +79,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["photo.jpg"]
     (tmp_path / "photo.jpg").unlink()
     with job.claimed({"a": 1}):
-        pass
+        job.start({"a": 1})
     with (
         pytest.raises(StorageError, match="was started with a = 1, now a = 2; delete the folder"),
         job.claimed({"a": 2}),
     ):
         pass
+
+
+def test_what_fails_before_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        with pytest.raises(KeyError), Job(str(tmp_path / name)).claimed({"a": 1}):
+            raise KeyError
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
 
 
 def test_a_second_run_is_refused_while_the_first_works(tmp_path: Path, short_patience, capsys) -> None:
