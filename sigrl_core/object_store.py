@@ -95,13 +95,13 @@ def s3_read(path: str, max_bytes: int | None = None) -> bytes:
             return body.read()
 
 
-def s3_objects(path: str) -> Iterator[dict[str, Any]]:
-    """What is below `bucket/prefix`, in the store's order, which is that of the keys; raises OSError."""
+def s3_page(path: str, token: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
+    """A page of what is below `bucket/prefix`, in the order of keys, and the token of the next; raises OSError."""
     bucket, _, prefix = path.partition("/")
+    after = {} if token is None else {"ContinuationToken": token}
     with _as_os_errors():
-        pages = s3_client(S3Settings.from_environment()).get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
-            yield from page.get("Contents", ())
+        page = s3_client(S3Settings.from_environment()).list_objects_v2(Bucket=bucket, Prefix=prefix, **after)
+    return page.get("Contents", []), page.get("NextContinuationToken")
 
 
 @contextlib.contextmanager

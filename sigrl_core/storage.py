@@ -129,7 +129,8 @@ def is_folder(uri: str) -> bool:
     filesystem, path = filesystem_for(uri)
     with _explained(uri, "looked at"):
         if uri.startswith("s3://"):
-            return "/" not in path or next(object_store.s3_objects(path + "/"), None) is not None
+            entries, _ = object_store.s3_page(path + "/" * ("/" in path))
+            return bool(entries) or "/" not in path
         return filesystem.get_file_info(path).type == fs.FileType.Directory
 
 
@@ -236,7 +237,7 @@ def walk(uri: str, suffixes: Sequence[str] = ("",)) -> Iterator[File]:
         if isinstance(filesystem, fs.LocalFileSystem):
             yield from _walk_disk(root, "", endings)
             return
-        files = _walk_s3(root) if uri.startswith("s3://") else _walk_any(filesystem, root)
+        files = _walk_s3(uri, root) if uri.startswith("s3://") else _walk_any(filesystem, root)
         for file in files:
             if not file.path.startswith(".") and "/." not in file.path and file.path.lower().endswith(endings):
                 yield file
@@ -279,17 +280,27 @@ def _walk_any(filesystem: fs.FileSystem, root: str) -> Iterator[File]:
     return iter(sorted(File(e.path[start:], e.size, e.mtime_ns or 0) for e in entries if e.is_file))
 
 
-def _walk_s3(root: str) -> Iterator[File]:
+def _walk_s3(uri: str, root: str) -> Iterator[File]:
     below = root + "/" * ("/" in root)
     start = len(below.partition("/")[2])
-    found = False
-    for entry in object_store.s3_objects(below):
-        found = True
-        if not entry["Key"].endswith("/"):  # what consoles make to show a folder
-            changed = int(entry["LastModified"].timestamp()) * 1_000_000_000
-            yield File(entry["Key"][start:], entry["Size"], changed, entry["ETag"].strip('"'))
+    found, token = False, None
+    while True:
+        entries, token = _s3_page(uri, below, token)
+        for entry in entries:
+            found = True
+            if not entry["Key"].endswith("/"):  # what consoles make to show a folder
+                changed = int(entry["LastModified"].timestamp()) * 1_000_000_000
+                yield File(entry["Key"][start:], entry["Size"], changed, entry["ETag"].strip('"'))
+        if token is None:
+            break
     if not found and start:
         raise FileNotFoundError(root)
+
+
+@patient
+def _s3_page(uri: str, below: str, token: str | None) -> tuple[list[dict[str, Any]], str | None]:
+    with _explained(uri, "listed"):
+        return object_store.s3_page(below, token)
 
 
 @patient

@@ -68,6 +68,7 @@ class Store:
             command = ["swift-proxy-server", str(self.root / "etc" / "proxy.conf")]
             environment = {**os.environ, "SWIFT_DIR": str(self.root / "etc")}
             self.processes[3] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + 60
