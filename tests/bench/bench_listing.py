@@ -14,7 +14,8 @@
    OpenStack Swift. Without --bucket this is skipped, and null in the JSON.
 
 Ends with one JSON line. Pictures and links stay in OUT for the next time; its file system has to take hard links. Needs
-Linux, for /proc. The whole takes five minutes on two cores, --quick, a tenth of the pictures, one.
+Linux, for /proc. The whole takes five minutes on two cores, --quick, a tenth of the pictures, one; its
+first tenth lasts half a second, in which workers may still be growing to their size.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from sigrl_core import object_store, storage
 from sigrl_core.corpora import get_corpus
 from sigrl_core.corpora.listing_file import parts_of, write_listing
+from sigrl_core.report.charts import HEIGHT, WIDTH, Line, line_chart
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LINKED_FROM = 2_000
@@ -240,8 +242,6 @@ def peak(samples: list[Sample], memory: str) -> float:
 
 
 def plot(samples: list[Sample]) -> str:
-    from sigrl_core.report.charts import HEIGHT, WIDTH, Line, line_chart  # brings torch, which planning has not
-
     def line(name: str, held: Callable[[Sample], float]) -> Line:
         return Line(name, [(sample.rows / 1000, held(sample)) for sample in samples])
 
