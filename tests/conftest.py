@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -107,6 +108,15 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 # ---- small shard folders and untrained models; `from tests.conftest import ...` ----
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """sha256 of every file in a folder but those that say who worked when."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        name: sha256 for name, sha256 in hashes.items() if name != "run_log.jsonl" and not name.startswith("parts/")
+    }
 
 
 def vocabulary_of(seen: Sequence[str], unseen: Sequence[str] = ()) -> Vocabulary:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -27,6 +26,7 @@ from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.parts import Job, plan_parts
 from sigrl_core.records import ShardFolder, decode_states, sha256_of, split_of
 from sigrl_core.vocabulary import Vocabulary
+from tests.conftest import fingerprint
 from tests.hostile import hostile
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -37,15 +37,6 @@ PIPELINE = Path(__file__).parents[2] / "pipelines" / "preprocess.py"
 def config_for(pictures: Path, out: Path, **changes) -> PreprocessConfig:
     config = PreprocessConfig(corpus="folder", images=str(pictures), out=str(out), short_side=32, rows_per_shard=3)
     return dataclasses.replace(config, **changes)
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """sha256 of every file in a folder but those that say who worked when."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {
-        name: sha256 for name, sha256 in hashes.items() if name != "run_log.jsonl" and not name.startswith("parts/")
-    }
 
 
 def read_all(out: Path, column: str) -> list:

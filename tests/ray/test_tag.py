@@ -1,7 +1,6 @@
 """Batch tagging on a real local Ray: one row per picture in listing order, the same bytes whoever works."""
 
 import dataclasses
-import hashlib
 import json
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.on_ray.tag import TAGS_SCHEMA, tag
 from sigrl_core.presets import get_preset
 from sigrl_core.tagger import Tagger
+from tests.conftest import fingerprint
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -60,15 +60,6 @@ def config_for(checkpoint: Path, album: Path, out: Path, **changes) -> TagConfig
 
 def rows_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "tags.jsonl").read_text().splitlines()]
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """sha256 of every file in a folder but those that say who worked when."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {
-        name: sha256 for name, sha256 in hashes.items() if name != "run_log.jsonl" and not name.startswith("parts/")
-    }
 
 
 def test_one_row_for_every_picture_in_order(checkpoint: Path, album: Path, tmp_path: Path) -> None:
