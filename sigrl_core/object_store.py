@@ -106,7 +106,7 @@ def s3_page(path: str, token: str | None = None) -> tuple[list[dict[str, Any]], 
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 
     try:
         yield
@@ -115,8 +115,9 @@ def _as_os_errors() -> Iterator[None]:
         if code in ("NoSuchKey", "404"):
             raise FileNotFoundError(str(error)) from error
         raise StoreError(code, status, str(error)) from error
-    except BotoCoreError as error:
-        raise StoreError(type(error).__name__, 599, str(error)) from error
+    except BotoCoreError as error:  # of the connection, or of what was asked: no credentials, a name that cannot be
+        lost = isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError)
+        raise StoreError(type(error).__name__, 599 if lost else 400, str(error)) from error
 
 
 class OversizeError(Exception):
@@ -128,7 +129,7 @@ class OversizeError(Exception):
 
 
 class StoreError(OSError):
-    """An object store's answer: its code, HTTP status (599: none came), and what it says."""
+    """An object store's answer: its code, HTTP status (599: none came; 400: not even asked), and what it says."""
 
     def __init__(self, code: str, status: int, text: str) -> None:
         super().__init__(text)

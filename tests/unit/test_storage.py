@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from sigrl_core import object_store, storage
 from sigrl_core.errors import StorageError
@@ -153,6 +154,20 @@ def test_a_store_is_asked_again_while_it_fails(monkeypatch) -> None:
     with pytest.raises(StorageError, match="s3://bucket/key: cannot be read: permission denied; check the credentials"):
         storage.read_bytes("s3://bucket/key")
     assert denied.asked == 1
+
+
+def test_what_was_never_asked_is_not_asked_again(monkeypatch) -> None:
+    def client(settings: object):
+        raise NoCredentialsError
+
+    monkeypatch.setattr(object_store, "s3_client", client)
+    with pytest.raises(StorageError, match="no credentials found; set AWS_ACCESS_KEY_ID") as caught:
+        storage.read_bytes("s3://bucket/key")
+    assert not storage.is_transient(caught.value)
+    error = EndpointConnectionError(endpoint_url="http://nobody")
+    with pytest.raises(StoreError) as caught, object_store._as_os_errors():
+        raise error
+    assert object_store.is_transient(caught.value)
 
 
 class Denied:
