@@ -24,7 +24,7 @@ from sigrl_core.corpora.pictures import fetch
 from sigrl_core.duplicates import first_of_equals, first_of_near
 from sigrl_core.errors import CorpusError, ImageError, StorageError, VocabularyError
 from sigrl_core.images import to_jpeg
-from sigrl_core.on_ray.parts import run_parts
+from sigrl_core.on_ray.parts import Work, run_parts
 from sigrl_core.on_ray.session import connect
 from sigrl_core.parts import Job, Part
 from sigrl_core.records import (
@@ -92,9 +92,9 @@ def preprocess(config: PreprocessConfig, workers: int | None = None, retry_faile
             job.take_back(_unreachable(job))
         parts = parts_of(where)
         connect()
-        work = partial(_preprocess_part, config, listed.vocabulary)
+        make_work = partial(_make_work, config, listed.vocabulary)
         while True:
-            run_parts(job, parts, work, lease, label="preprocess", workers=workers)
+            run_parts(job, parts, make_work, lease, label="preprocess", workers=workers)
             settled = _settle(config, job, listed.vocabulary, parts)
             undone = [part for part, each in zip(parts, settled, strict=True) if each is None]
             if not undone:
@@ -140,6 +140,10 @@ def _agree_on_listing(config: PreprocessConfig, manifest: dict[str, Any], found:
 
 
 # ---- in a worker ----
+
+
+def _make_work(config: PreprocessConfig, vocabulary: Vocabulary) -> Work:
+    return partial(_preprocess_part, config, vocabulary)
 
 
 def _preprocess_part(config: PreprocessConfig, vocabulary: Vocabulary, part: Part) -> dict[str, Any]:

@@ -23,11 +23,10 @@ Work = Callable[[Part], dict[str, Any]]
 def run_parts(
     job: Job,
     parts: Sequence[Part],
-    work: Work | Callable[[], Work],
+    make_work: Callable[[], Work],
     lease: Lease,
     *,
     label: str,
-    actors: bool = False,
     workers: int | None = None,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
@@ -35,12 +34,12 @@ def run_parts(
     """Does every part that has no commit record yet and shows how far it is.
 
     Args:
-        work: writes what a part consists of and returns its record, of JSON values; its `bytes_in` and `num_failed`,
-            if any, are shown. With `actors`, a function without arguments that makes such a `work`; it runs once in
-            each of the `workers` processes, to load a model there.
+        make_work: called once in each of the `workers` processes, to load there what all parts need. What it returns
+            writes what a part consists of and returns its record, of JSON values; `bytes_in` and `num_failed` of it,
+            if any, are shown.
         lease: of the job.
         label: what the progress line starts with.
-        workers: parts at a time; None for as many as there are CPUs (tasks) or one (actors).
+        workers: processes, with one part at a time each; None for as many as there are CPUs.
         num_cpus: CPUs of each.
         num_gpus: GPUs of each.
 
@@ -54,16 +53,19 @@ def run_parts(
             return
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        size = min(workers or (1 if actors else _num_cpus()), len(pending))
-        compute: Any = ray.data.ActorPoolStrategy(size=size) if actors else ray.data.TaskPoolStrategy(size=size)
+        context.max_consecutive_actor_init_deaths = 3  # a worker killed while it loads is replaced like any other
+        context.memory_usage_poll_interval_s = None  # walks the memory map of every worker each second
+        _take_warning()
+        ray.data.range(1).materialize()  # Ray Data's own processes load now, not beside the first parts
+        size = min(workers or _num_cpus(), len(pending))
         items = ray.data.from_items([asdict(part) for part in pending], override_num_blocks=len(pending))
         finished = items.map_batches(
-            cast(Any, _Actor if actors else _run_batch),
-            fn_constructor_args=(work, job) if actors else None,
-            fn_args=None if actors else (work, job),
+            cast(Any, _Worker),
+            fn_constructor_args=(make_work, job),
             batch_size=1,
             batch_format="pyarrow",
-            compute=compute,
+            # One part waits at each worker, so that none waits for the driver to see that it has finished.
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
             num_cpus=num_cpus,
             num_gpus=num_gpus,
         )
@@ -83,23 +85,38 @@ def _num_cpus() -> int:
     return int(ray.cluster_resources()["CPU"]) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
 
 
-class _Actor:
+def _take_warning() -> None:
+    """Has Ray say now, unheard, what it says once per process of any actor pool of Ray Data: as an error, that workers
+    may not be restarted (ray-project/ray issue 57733). They are; tests kill some."""
+    heard, unheard = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(unheard, 2)
+    try:
+        never: Any = ray.remote(num_cpus=0, resources={"never": 1}, max_restarts=1)(_Never)
+        warned = never.remote(ray.put(None))
+    finally:
+        os.dup2(heard, 2)
+        os.close(heard)
+        os.close(unheard)
+    ray.kill(warned)
+
+
+class _Never:
+    def __init__(self, _: None) -> None: ...
+
+
+class _Worker:
     def __init__(self, make_work: Callable[[], Work], job: Job) -> None:
         self.work, self.job = make_work(), job
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _run_batch(batch, self.work, self.job)
-
-
-def _run_batch(batch: pa.Table, work: Work, job: Job) -> pa.Table:
-    part = Part(**batch.to_pylist()[0])
-    error, record = b"", {}
-    try:
-        if not job.committed(part):  # Ray may run a task again whose result it lost
-            started = time.time()
-            record = storage.patient(work)(part)  # for what it reads in pieces, which storage cannot read again
-            job.commit(part, {**record, "log": work_log(started)})
-    except SigrlError as caught:  # as data, because Ray Data keeps of a raised error only its text
-        error = pickle.dumps(caught)
-    told = {"rows": part.num_rows, "bytes": record.get("bytes_in", 0), "failed": record.get("num_failed", 0)}
-    return pa.table({**{key: [value] for key, value in told.items()}, "error": [error]})
+        part = Part(**batch.to_pylist()[0])
+        error, record = b"", {}
+        try:
+            if not self.job.committed(part):  # Ray may run a part again whose result it lost
+                started = time.time()
+                record = storage.patient(self.work)(part)  # for what it reads in pieces
+                self.job.commit(part, {**record, "log": work_log(started)})
+        except SigrlError as caught:  # as data, because Ray Data keeps of a raised error only its text
+            error = pickle.dumps(caught)
+        told = {"rows": part.num_rows, "bytes": record.get("bytes_in", 0), "failed": record.get("num_failed", 0)}
+        return pa.table({**{key: [value] for key, value in told.items()}, "error": [error]})

@@ -79,7 +79,7 @@ def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
         connect()
         load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
         make_work = partial(_worker, load, asked, images, out, uris)
-        run_parts(job, parts, make_work, lease, label="tag", actors=True, workers=min(workers, len(parts)))
+        run_parts(job, parts, make_work, lease, label="tag", workers=min(workers, len(parts)))
         return _finish(job, plan, parts)
 
 

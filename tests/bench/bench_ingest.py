@@ -5,7 +5,8 @@
 5,000 distinct crops of the photographs in FOLDER (a few dozen JPEGs of about 640 x 480) are made once. Then, in turns:
 
 - bare: as many processes as there are cores, each over its share: read, decode, resize, encode, sha256 by the functions
-  that ours uses; nothing is written;
+  that ours uses; nothing is written. Once before and once after ours, since machines shared with others change speed
+  from one ten seconds to the next; the mean counts;
 - ours: `preprocess.py --corpus folder`, by its own run log from the first part's start to the last one's end;
 - read_images: `ray.data.read_images(size=...).write_parquet(...)`, the whole of both after Ray has started.
 
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_ingest"))
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    count, rounds = (1500, 1) if arguments.quick else (5000, 3)
+    count, rounds = (1500, 1) if arguments.quick else (5000, 7)
     folder = arguments.out.absolute() / f"photographs_{count}"
     if not arguments.photographs.is_dir():
         print(json.dumps({"skipped": "no photographs; give --photographs FOLDER"}))
@@ -115,9 +116,10 @@ def main() -> None:
     print(f"{count} photographs, {sum(path.stat().st_size for path in paths) / 1e6 / count:.3f} MB each", flush=True)
     rates: dict[str, list[float]] = {"bare": [], "ours": [], "read_images": []}
     for number in range(rounds):
+        earlier = bare(paths)
         seconds, before, after = ours(folder, arguments.out.absolute() / "shards")
         rates["ours"].append(count / seconds)
-        rates["bare"].append(count / bare(paths))
+        rates["bare"].append(2 * count / (earlier + bare(paths)))
         rates["read_images"].append(count / read_images(folder, arguments.out.absolute() / "read_images"))
         told = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
         print(f"round {number + 1}: rows/s {told}; ours took {before:.1f} s to start, {after:.1f} s to end", flush=True)

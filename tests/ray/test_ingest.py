@@ -318,7 +318,7 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     subprocess.run(command(whole), capture_output=True, check=True)
     seconds = time.monotonic() - started
     rng = random.Random(20261124)
-    runs, done_twice = (10 if soak else 2), 0
+    runs, done_twice, killed = (10 if soak else 2), 0, set()
     for run in range(runs):
         config = dataclasses.replace(whole, out=str(tmp_path / f"killed {run}"))
         process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -326,12 +326,13 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
         kind = ("driver", "worker", "node")[run % 3]
         victims = [process.pid]
         while kind != "driver" and process.poll() is None:  # until there is one
-            if victims := below(process.pid, {"worker": "ray::MapBatches", "node": "/raylet"}[kind]):
+            if victims := below(process.pid, {"worker": "ray::MapWorker", "node": "/raylet"}[kind]):
                 break
             time.sleep(0.1)
         for victim in victims[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
+                killed.add(kind)
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0 or kind != "worker", errors
         time.sleep(rng.uniform(0, 1))
@@ -339,6 +340,7 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
         subprocess.run(command(config), capture_output=True, check=True)
         done_twice += sum(path.stat().st_mtime_ns != changed for path, changed in records.items())
         assert fingerprint(Path(config.out)) == fingerprint(tmp_path / "whole"), run
+    assert killed >= {"driver", "worker"}
     print(f"{runs} runs killed at random moments: {runs} end in the same bytes; {done_twice} parts done twice")
     assert done_twice <= 4 * runs  # at most those that workers of a dead driver still had in hand
 
