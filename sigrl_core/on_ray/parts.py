@@ -56,8 +56,9 @@ def run_parts(
         context.max_consecutive_actor_init_deaths = 3  # a worker killed while it loads is replaced like any other
         context.memory_usage_poll_interval_s = None  # walks the memory map of every worker each second
         _take_warning()
-        ray.data.range(1).materialize()  # Ray Data's own processes load now, not beside the first parts
         size = min(workers or _num_cpus(), len(pending))
+        if len(pending) > 4 * size:  # three seconds, for no loading beside the first parts
+            ray.data.range(1).materialize()  # by Ray Data's own processes
         items = ray.data.from_items([asdict(part) for part in pending], override_num_blocks=len(pending))
         finished = items.map_batches(
             cast(Any, _Worker),
