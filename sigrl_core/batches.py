@@ -138,14 +138,16 @@ def epoch_batches(
     batch_size: int,
     mine: Slice,
     make: Callable[[np.ndarray], Batch],
+    first: int = 0,
 ) -> Iterator[Batch]:
     """This worker's slices of the global batches of one epoch, the next one made while the last is used.
 
     Args:
         order: row numbers of the whole epoch.
         make: row numbers -> Batch, for example `picture_batch`.
+        first: number of the first batch wanted; those before it are not made.
     """
-    steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    steps = [order[start : start + batch_size] for start in range(first * batch_size, len(order), batch_size)]
 
     def prepare(step: np.ndarray) -> Batch:
         slice_ = mine.of(step)

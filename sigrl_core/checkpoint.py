@@ -10,7 +10,7 @@
     calibration.json      how scores become probabilities, once calibrate.py has run
 
 The small CLIP of the built-in corpus lies in the same kind of folder, without a head (kind `clip`).
-Training state lies apart, see `save_training_state`.
+Training state lies apart, see training_state.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,7 +34,6 @@ from sigrl_core.config import BackboneConfig, RunConfig
 from sigrl_core.config_json import from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
 from sigrl_core.label_edges import LabelEdges
-from sigrl_core.label_memory import LabelMemory
 from sigrl_core.model.backbone import (
     DESCRIPTION_FILE,
     WEIGHTS_FILE,
@@ -194,6 +192,19 @@ def load_checkpoint(uri: str) -> Checkpoint:
     return Checkpoint(uri=where, recogniser=recogniser.eval(), config=config, metrics=metrics, calibration=calibration)
 
 
+def load_weights(folder: Path, recogniser: Recogniser) -> None:
+    """Verifies a local checkpoint and loads its weights into a recogniser like the one that was saved.
+
+    Raises:
+        CheckpointError: a file is missing, altered, or of another model.
+    """
+    _verify(str(folder), folder)
+    try:
+        recogniser.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded ({error}); choose a new --out") from error
+
+
 def load_clip(folder: str | Path) -> Backbone:
     """Loads and verifies a CLIP folder that `save_clip` wrote."""
     _verify(str(folder), Path(folder))
@@ -251,36 +262,3 @@ def _local_copy(uri: str) -> Iterator[tuple[str, Path]]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(storage.read_bytes(storage.join(uri, file.path)))
         yield uri, Path(folder)
-
-
-# ---- training state: what resuming needs and inference does not ----
-
-
-def save_training_state(
-    folder: Path, optimiser: torch.optim.Optimizer, memory: LabelMemory, progress: dict[str, Any]
-) -> None:
-    """Optimiser moments and label memory as safetensors, the rest as JSON, into an existing folder."""
-    tensors: dict[str, Tensor] = {}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"{index}.{key}": torch.as_tensor(value).cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, folder / "optimiser.safetensors")
-    remembered = {name: value.cpu().contiguous() for name, value in memory.state_dict().items()}
-    save_file(remembered, folder / "label_memory.safetensors")
-    (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-
-
-def load_training_state(
-    folder: Path, recogniser: Recogniser, optimiser: torch.optim.Optimizer, memory: LabelMemory
-) -> dict[str, Any]:
-    """Brings weights, optimiser and label memory back to where the two functions above left them; returns progress."""
-    try:
-        recogniser.load_state_dict(load_file(folder / "checkpoint" / WEIGHTS_FILE))
-        memory.load_state_dict(load_file(folder / "label_memory.safetensors"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in load_file(folder / "optimiser.safetensors").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        return json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: training cannot go on from here ({error}); choose a new --out") from error

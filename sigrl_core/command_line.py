@@ -10,14 +10,15 @@ from typing import Any, NoReturn
 
 from sigrl_core.config import RunConfig
 from sigrl_core.config_json import from_json
-from sigrl_core.errors import ConfigError, SigrlError
+from sigrl_core.errors import ConfigError, PreemptedError, SigrlError
 from sigrl_core.presets import PRESETS, get_preset
 
 INTERRUPTED = 130
+PREEMPTED = 143  # as of a process that SIGTERM ends
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """Runs a command and ends the process: 0, 1 with one `error:` line, or 130 when interrupted.
+    """Runs a command and ends the process: 0, 1 with one `error:` line, 130 when interrupted, 143 when preempted.
 
     A SigrlError raised in another process and wrapped on its way here counts as itself; others keep their traceback.
     """
@@ -30,6 +31,9 @@ def run(command: Callable[[], object]) -> NoReturn:
         message = explain(error)
         if message is None:
             raise
+        if any(isinstance(cause, PreemptedError) for cause in _causes(error)):
+            print(message, file=sys.stderr)
+            sys.exit(PREEMPTED)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

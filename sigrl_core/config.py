@@ -213,10 +213,16 @@ class TrainingConfig:
     """Keeps what the frozen blocks give for every image in memory, computed once; wants augment = none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs matrix products under autocast."""
+    ema: float | None = None
+    """Decay per step of an average of the weights, which is then what is evaluated and published; None keeps none."""
+    patience: int | None = None
+    """Stops after so many epochs without a better one; None runs all."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "training.epochs", self.epochs, "1 or more")
+        _require(self.ema is None or 0 < self.ema < 1, "training.ema", self.ema, "in (0, 1), or None")
+        _require(self.patience is None or self.patience >= 1, "training.patience", self.patience, "1 or more, or None")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
         _require(
             self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "1 or more, or None"
@@ -252,9 +258,29 @@ class ScaleConfig:
     gpus: bool = False
     """One GPU per worker (nccl); off trains on CPU (gloo)."""
     cpus_per_worker: float = 1.0
+    min_workers: int | None = None
+    """Goes on with as few where machines leave, and takes new ones up to `workers`; None always waits for all."""
+    resize_seconds: float = 60.0
+    """How often it looks for new ones."""
+    save_every: int | None = None
+    """Steps between two checkpoints inside an epoch; None saves after each epoch alone."""
+    keep: int = 1
+    """Best epochs whose states are kept, besides the latest."""
+    max_failures: int = 20
+    """Times that lost workers are replaced before the run stops; the same command still goes on then."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "scale.workers", self.workers, "1 or more")
+        _require(
+            self.min_workers is None or 1 <= self.min_workers <= self.workers,
+            "scale.min_workers",
+            self.min_workers,
+            "from 1 to scale.workers, or None",
+        )
+        _require(self.resize_seconds > 0, "scale.resize_seconds", self.resize_seconds, "above 0")
+        _require(self.save_every is None or self.save_every >= 1, "scale.save_every", self.save_every, "1 or more")
+        _require(self.keep >= 1, "scale.keep", self.keep, "1 or more")
+        _require(self.max_failures >= 0, "scale.max_failures", self.max_failures, "0 or more")
         _require(self.cpus_per_worker > 0, "scale.cpus_per_worker", self.cpus_per_worker, "above 0")
 
 

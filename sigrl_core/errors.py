@@ -22,6 +22,10 @@ class ConfigError(SigrlError):
     """A configuration that cannot be run."""
 
 
+class PreemptedError(SigrlError):
+    """Work that was asked to leave and has saved where it was."""
+
+
 class VocabularyError(SigrlError):
     """A label list that cannot be used."""
 
@@ -44,6 +48,27 @@ class CheckpointError(SigrlError):
 
 class WeightsError(SigrlError):
     """Backbone weights that are missing."""
+
+
+class NotFiniteError(ConfigError):
+    """Training whose loss or gradient is no number any more.
+
+    Args:
+        step: steps done before.
+        loss: of the step that was not taken.
+        gradient_norm: of that step.
+        uris: its pictures, on all workers.
+    """
+
+    def __init__(self, step: int, loss: float, gradient_norm: float, uris: list[str]) -> None:
+        super().__init__(
+            f"training: the loss of step {step} is {loss}, its gradient's norm {gradient_norm}; "
+            f"pictures {', '.join(uris[:3])}{' ...' * (len(uris) > 3)}; lower optim.lr, or set optim.clip_norm"
+        )
+        self.step, self.loss, self.gradient_norm, self.uris = step, loss, gradient_norm, uris
+
+    def __reduce__(self):
+        return type(self), (self.step, self.loss, self.gradient_norm, self.uris)
 
 
 class ImageError(SigrlError):

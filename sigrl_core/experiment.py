@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
-from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_training_state
+from sigrl_core.checkpoint import load_weights, save_checkpoint
 from sigrl_core.config import GraphConfig, RunConfig
 from sigrl_core.evaluation import validate
 from sigrl_core.label_edges import LabelEdges
@@ -21,7 +21,8 @@ from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.records import ShardFolder
-from sigrl_core.training import Metrics, Report, Task, TrainingState, fit
+from sigrl_core.training import OnStep, Report, Task, TrainingState, fit
+from sigrl_core.training_state import load_training_state, save_training_state
 
 
 class Experiment:
@@ -63,9 +64,9 @@ class Experiment:
         )
         self.state = TrainingState.start(recogniser, config, len(training_rows), len(self.seen))
 
-    def fit(self, report: Report, on_step: Callable[[int, Metrics], None] = lambda step, metrics: None) -> None:
+    def fit(self, report: Report, on_step: OnStep = lambda step, metrics: None, save_every: int | None = None) -> bool:
         """Trains to the configured end; see `training.fit`."""
-        fit(
+        return fit(
             self.state,
             self.task,
             self.training.shuffled,
@@ -73,18 +74,23 @@ class Experiment:
             report,
             self.config,
             on_step,
+            save_every,
         )
 
     def save(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Writes `checkpoint/` and what `resume` needs into an existing folder."""
-        save_checkpoint(folder / "checkpoint", self.state.recogniser, self.config, metrics)
-        progress = {"epoch": self.state.epoch, "step": self.state.step}
-        save_training_state(folder, self.state.optimiser, self.state.memory, progress)
+        with self.state.average.in_place_of(self.state.recogniser):
+            save_checkpoint(folder / "checkpoint", self.state.recogniser, self.config, metrics)
+        save_training_state(folder / "state", self.state)
 
     def resume(self, folder: Path) -> None:
-        """Goes back to where `save` left it."""
-        progress = load_training_state(folder, self.state.recogniser, self.state.optimiser, self.state.memory)
-        self.state.epoch, self.state.step = progress["epoch"], progress["step"]
+        """Goes back to where `save` left it.
+
+        Raises:
+            CheckpointError: a file is missing or altered.
+        """
+        load_weights(folder / "checkpoint", self.state.recogniser)
+        load_training_state(folder / "state", self.state)
 
 
 def rows_of(folder: ShardFolder, validation: str | None) -> tuple[Rows, Rows]:
@@ -118,15 +124,17 @@ class _Source:
                 rows, self.size, lambda pixels: recogniser.backbone.encode_frozen(pixels.to(device))
             )
 
-    def shuffled(self, epoch: int) -> Iterable[Batch]:
+    def shuffled(self, epoch: int, first: int) -> Iterable[Batch]:
         seed = (self.config.seed, epoch)
         return self._batches(
-            self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed)
+            self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed), first
         )
 
     def in_order(self) -> Iterable[Batch]:
         return self._batches(np.arange(len(self.rows)), lambda numbers: picture_batch(self.rows, numbers, self.size))
 
-    def _batches(self, order: np.ndarray, from_pictures: Callable[[np.ndarray], Batch]) -> Iterable[Batch]:
+    def _batches(
+        self, order: np.ndarray, from_pictures: Callable[[np.ndarray], Batch], first: int = 0
+    ) -> Iterable[Batch]:
         make = self.held.batch if self.held else from_pictures
-        return epoch_batches(self.rows, order, self.config.batch_size, self.mine, make)
+        return epoch_batches(self.rows, order, self.config.batch_size, self.mine, make, first)

@@ -7,9 +7,10 @@ losses divided by the global number of rows, so that the number of workers chang
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,19 +21,28 @@ from torch import Tensor, nn
 from sigrl_core import losses
 from sigrl_core.batches import Batch
 from sigrl_core.config import RunConfig
-from sigrl_core.errors import ConfigError
+from sigrl_core.errors import ConfigError, NotFiniteError
 from sigrl_core.label_memory import LabelMemory
 from sigrl_core.model.asked import Asked
 from sigrl_core.model.recogniser import Recognised, Recogniser
-from sigrl_core.optim import learning_rate, parameter_groups, set_learning_rate
+from sigrl_core.optim import WeightAverage, learning_rate, parameter_groups, set_learning_rate
 
 Metrics = dict[str, float]
 
+SELECTION = "selection"
+"""The metric that chooses the best epoch: mAP on validation pictures, or the epoch's number without any."""
+
 
 class Report(Protocol):
-    """Called once an epoch on every worker, with what may be saved."""
+    """Called on every worker when there is something to save: after an epoch with its metrics, inside one with None."""
 
-    def __call__(self, metrics: Metrics, state: TrainingState) -> None: ...
+    def __call__(self, metrics: Metrics | None, state: TrainingState) -> None: ...
+
+
+class OnStep(Protocol):
+    """Called on every worker after each optimiser step; True asks all workers to save and leave."""
+
+    def __call__(self, step: int, metrics: Metrics) -> bool | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +62,22 @@ class Task:
 
 @dataclass
 class TrainingState:
-    """Where training stands: after `epoch` whole epochs and `step` steps."""
+    """Where training stands: after `epoch` whole epochs and `step` steps, all that it goes on from.
+
+    Attributes:
+        average: of the weights over the steps, where `training.ema` asks for it; what is evaluated and published.
+        totals: sums over the steps of the epoch under way.
+        best: the highest `SELECTION` so far and its epoch.
+    """
 
     recogniser: Recogniser
     memory: LabelMemory
     optimiser: torch.optim.Optimizer
+    average: WeightAverage
     epoch: int = 0
     step: int = 0
+    totals: Metrics = field(default_factory=dict)
+    best: tuple[float, int] = (-math.inf, 0)
 
     @classmethod
     def start(cls, recogniser: Recogniser, config: RunConfig, rows: int, labels: int) -> TrainingState:
@@ -67,7 +86,8 @@ class TrainingState:
         groups = parameter_groups(recogniser, config.optim)
         if estimator := list(memory.parameters()):
             groups.append({"params": estimator, "lr_scale": config.loss.estimator_rate, "weight_decay": 0.0})
-        return cls(recogniser, memory, torch.optim.AdamW(groups, lr=config.optim.lr))
+        average = WeightAverage(recogniser, config.training.ema)
+        return cls(recogniser, memory, torch.optim.AdamW(groups, lr=config.optim.lr), average)
 
 
 class _Learner(nn.Module):
@@ -105,22 +125,28 @@ class _AllWorkers(losses.WholeBatch):
 def fit(
     state: TrainingState,
     task: Task,
-    batches_for_epoch: Callable[[int], Iterable[Batch]],
+    batches_for_epoch: Callable[[int, int], Iterable[Batch]],
     evaluate: Callable[[Recogniser], Metrics],
     report: Report,
     config: RunConfig,
-    on_step: Callable[[int, Metrics], None] = lambda step, metrics: None,
-) -> None:
-    """Trains from `state` to the configured end.
+    on_step: OnStep = lambda step, metrics: None,
+    save_every: int | None = None,
+) -> bool:
+    """Trains from `state`, also from inside an epoch, to the configured end or until `on_step` wants to leave.
 
     Args:
-        batches_for_epoch: epoch -> this worker's batches.
+        batches_for_epoch: epoch and number of its first batch wanted -> this worker's batches from there on.
         evaluate: measures the model after each epoch; called on every worker.
-        report: takes each epoch's metrics; the only way out of this function.
-        on_step: called after each optimiser step with loss, its parts, rate and seconds spent waiting for data.
+        report: the only way out of this function.
+        on_step: is given the loss, its parts, the gradient's norm, the rate, and seconds spent in all and waiting.
+        save_every: steps between two reports inside an epoch.
+
+    Returns:
+        Whether the end was reached.
 
     Raises:
-        ConfigError: nothing to train on, or the loss is not finite.
+        ConfigError: nothing to train on.
+        NotFiniteError: a loss or a gradient is not finite; the step was not taken.
     """
     if not task.steps_per_epoch:
         raise ConfigError("training: no picture with a seen positive label in --data; check its labels and vocabulary")
@@ -129,39 +155,78 @@ def fit(
     learner: nn.Module = _Learner(state)
     if workers > 1:
         learner = nn.parallel.DistributedDataParallel(learner)
-    last_step = min(config.training.max_steps or math.inf, config.training.epochs * task.steps_per_epoch)
-    while state.epoch < config.training.epochs and state.step < last_step:
+    training = config.training
+    last_step = min(training.max_steps or math.inf, training.epochs * task.steps_per_epoch)
+    while state.epoch < training.epochs and state.step < last_step and not _no_better(state, training.patience):
         recogniser.train()
-        torch.manual_seed(int(np.random.default_rng([config.training.seed, state.epoch, rank]).integers(2**31)))
-        totals: Metrics = {}
-        started = waited_from = time.monotonic()
-        steps = 0
-        for batch in batches_for_epoch(state.epoch):
-            waited = time.monotonic() - waited_from
+        started = time.monotonic()
+        for batch in batches_for_epoch(state.epoch, state.step - state.epoch * task.steps_per_epoch):
+            waited = time.monotonic() - started
+            # of the step, so that one who goes on inside an epoch draws the same masks
+            torch.manual_seed(int(np.random.default_rng([training.seed, state.step, rank, 2]).integers(2**31)))
             rate = learning_rate(
                 state.step / task.steps_per_epoch,
                 peak=config.optim.lr,
-                epochs=config.training.epochs,
+                epochs=training.epochs,
                 warmup_epochs=config.optim.warmup_epochs,
                 final=config.optim.final_lr,
             )
             set_learning_rate(state.optimiser, rate)
             parts = _step(learner, state, batch, task, config, workers)
             state.step += 1
-            steps += 1
-            on_step(state.step, {**parts, "lr": rate, "data_wait_s": waited})
-            for key, value in {**parts, "data_wait_s": waited}.items():
-                totals[key] = totals.get(key, 0.0) + value
+            state.average.update(recogniser)
+            seconds = time.monotonic() - started
+            sums = {**parts, "steps": 1.0, "rows": batch.global_rows, "seconds": seconds, "data_wait_s": waited}
+            state.totals = {key: state.totals.get(key, 0.0) + value for key, value in sums.items()}
+            leave = on_step(state.step, {**parts, "lr": rate, "step_s": seconds, "data_wait_s": waited})
             if state.step >= last_step:
                 break
-            waited_from = time.monotonic()
+            if _anyone(bool(leave), workers):
+                report(None, state)
+                return False
+            if save_every and state.step % save_every == 0 and state.step % task.steps_per_epoch:
+                report(None, state)
+            started = time.monotonic()
         state.epoch += 1
-        seconds = time.monotonic() - started
-        means = {f"train/{key}": value / (1 if key.endswith("_s") else steps) for key, value in totals.items()}
         recogniser.eval()
-        if state.memory.relabels_after(state.epoch, config.training.epochs):
-            _relabel(state, task, batches_for_epoch(state.epoch), config)
-        report({"epoch": state.epoch, **means, "train/seconds": seconds, **evaluate(recogniser)}, state)
+        if state.memory.relabels_after(state.epoch, training.epochs):
+            _relabel(state, task, batches_for_epoch(state.epoch, 0), config)
+        metrics = {"epoch": state.epoch, **_means(state.totals), "train/memory_mb": _memory_mb(recogniser.device)}
+        metrics["workers"] = workers
+        with state.average.in_place_of(recogniser):
+            metrics |= evaluate(recogniser)
+        metrics[SELECTION] = metrics.get("validation/map", float(state.epoch))
+        state.totals, state.best = {}, max(state.best, (metrics[SELECTION], state.epoch), key=lambda best: best[0])
+        report(metrics, state)
+    return True
+
+
+def _no_better(state: TrainingState, patience: int | None) -> bool:
+    return patience is not None and state.epoch - state.best[1] >= patience
+
+
+def _anyone(leave: bool, workers: int) -> bool:
+    """Whether a worker wants to leave; all have to at the same step."""
+    if workers == 1:
+        return leave
+    wanted = torch.tensor(int(leave), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(wanted, dist.ReduceOp.MAX)
+    return bool(wanted)
+
+
+def _means(totals: Metrics) -> Metrics:
+    """Of an epoch: means over its steps, seconds in all, pictures a second."""
+    steps, rows = totals["steps"], totals["rows"]
+    means = {key: value / (1 if key in ("seconds", "data_wait_s") else steps) for key, value in totals.items()}
+    means["images_per_s"] = rows / totals["seconds"]
+    return {f"train/{key}": value for key, value in means.items() if key not in ("steps", "rows")}
+
+
+def _memory_mb(device: torch.device) -> float:
+    """The most memory so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _step(
@@ -190,15 +255,16 @@ def _step(
     loss = main + config.loss.distillation * kept
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    trained = [parameter for parameter in learner.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     if config.optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_((p for p in learner.parameters() if p.requires_grad), config.optim.clip_norm)
-    if not torch.isfinite(loss):
-        raise ConfigError(
-            f"training: the loss of step {state.step} is {loss.item()}; pictures {batch.uris[:5]}; lower optim.lr"
-        )
+        nn.utils.clip_grads_with_norm_(trained, config.optim.clip_norm, norm)
+    values = torch.stack([loss, main, kept, norm]).tolist()
+    if not all(map(math.isfinite, values)):  # the same on all workers, which all stop here
+        uris = [uri for worker in gather_rows(batch.uris) for uri in worker]
+        raise NotFiniteError(state.step, values[0], values[-1], uris)
     state.optimiser.step()
-    values = torch.stack([loss, main, kept]).tolist()
-    return dict(zip(("loss", config.loss.kind, "distillation"), values, strict=True))
+    return dict(zip(("loss", config.loss.kind, "distillation", "gradient_norm"), values, strict=True))
 
 
 def _pseudo_labels(teacher_BD: Tensor, labels_CD: Tensor, config: RunConfig) -> Tensor | None:

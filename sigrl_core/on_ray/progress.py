@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tqdm import tqdm
 
 from sigrl_core.errors import SigrlError
 from sigrl_core.progress import progress_line
@@ -18,19 +21,26 @@ class _Board:
 
     def __init__(self) -> None:
         self.done, self.note = 0, ""
+        self.said: list[str] = []
         self.error: SigrlError | None = None
+        self.leave = False
 
-    def begin(self, done: int) -> None:
-        self.done, self.error = done, None
+    def begin(self, done: int, said: list[str]) -> None:
+        self.done, self.said, self.error = done, said, None
 
-    def reach(self, done: int, note: str) -> None:
+    def reach(self, done: int, note: str) -> bool:
         self.done, self.note = done, note
+        return self.leave
+
+    def ask_to_leave(self) -> None:
+        self.leave = True
 
     def fail(self, error: SigrlError) -> None:
         self.error = error
 
-    def now(self) -> tuple[int, str]:
-        return self.done, self.note
+    def now(self) -> tuple[int, str, list[str]]:
+        said, self.said = self.said, []
+        return self.done, self.note, said
 
     def failure(self) -> SigrlError | None:
         return self.error
@@ -41,14 +51,33 @@ class Progress:
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
+        self._told: Any = None
 
-    def begin(self, done: int) -> None:
-        """Says that work starts, or starts again, where so much is done; what it stopped for before is forgotten."""
-        ray.get(self.actor.begin.remote(done))
+    def begin(self, done: int, said: list[str]) -> None:
+        """Says that work starts, or starts again, where so much is done; what it stopped for before is forgotten.
 
-    def reach(self, done: int, note: str = "") -> None:
-        """Says how much is done in all; costs the worker nothing that it would wait for."""
-        self.actor.reach.remote(done, note)
+        Args:
+            said: lines for whoever watches.
+        """
+        ray.get(self.actor.begin.remote(done, said))
+
+    def reach(self, done: int, note: str = "") -> bool:
+        """Says how much is done in all; costs the worker nothing that it would wait for.
+
+        Returns:
+            Whether the driver had asked to save and leave, as far as is known by now.
+        """
+        leave = False
+        if self._told is not None:
+            if not ray.wait([self._told], timeout=0)[0]:
+                return False
+            leave = bool(ray.get(self._told))
+        self._told = self.actor.reach.remote(done, note)
+        return leave
+
+    def ask_to_leave(self) -> None:
+        """Has the workers save where they are and leave, a step or two later."""
+        ray.get(self.actor.ask_to_leave.remote())
 
     def fail(self, error: SigrlError) -> None:
         """Hands over what a worker stops for, as Ray Train keeps of a raised error only its text."""
@@ -62,7 +91,8 @@ class Progress:
 @contextmanager
 def watched(label: str, total: int, unit: str = "steps") -> Iterator[Progress]:
     """A progress line on this process, fed by whoever holds the handle."""
-    actor: Any = ray.remote(num_cpus=0)(_Board).remote()
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # others may leave
+    actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     stopped = threading.Event()
 
     def show() -> None:
@@ -70,7 +100,9 @@ def watched(label: str, total: int, unit: str = "steps") -> Iterator[Progress]:
             shown = 0
             while True:
                 finished = stopped.wait(0.5)
-                done, note = ray.get(actor.now.remote())
+                done, note, said = ray.get(actor.now.remote())
+                for line in said:
+                    tqdm.write(f"{label}: {line}", file=sys.stderr)
                 if done > shown:
                     advance(done - shown, note)
                 shown = done

@@ -38,6 +38,7 @@ def connect(*, dashboard: bool = False, log_to_driver: bool = False, object_stor
         # Ray asks for a token by default, and would write one into the home folder that other clusters then ask for.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(
+        address="local",  # not the cluster that may run on this machine for something else
         # Logical: every actor pool of a pipeline holds its share, and with fewer than four, pools wait for each other.
         num_cpus=max(4, os.cpu_count() or 1),
         include_dashboard=dashboard,

@@ -5,6 +5,9 @@ OUT/metrics.jsonl       one line an epoch
 OUT/tensorboard/        the same as scalars, losses by step
 OUT/checkpoint/         the best epoch, for evaluate.py, tag.py and serve.py; written when training has ended
 OUT/state/              Ray Train's own: what resuming needs
+OUT/not_finite.json     the pictures of a step whose loss was no number, where training stopped for that
+
+SIGTERM, the notice that a preemptible machine gives, has the workers save where they are and leave.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +38,7 @@ from sigrl_core.batches import Slice, num_steps
 from sigrl_core.checkpoint import publish_checkpoint
 from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.config_json import from_json, to_json
-from sigrl_core.errors import ConfigError, ShardError, SigrlError
+from sigrl_core.errors import ConfigError, NotFiniteError, PreemptedError, ShardError, SigrlError
 from sigrl_core.experiment import Experiment, rows_of
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
@@ -40,12 +46,10 @@ from sigrl_core.losses import get_loss
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.on_ray.progress import Progress, watched
 from sigrl_core.on_ray.session import connect
+from sigrl_core.optim import what_trains
 from sigrl_core.records import ShardFolder, sha256_of
-from sigrl_core.training import Metrics, TrainingState
+from sigrl_core.training import SELECTION, Metrics, TrainingState
 from sigrl_core.vocabulary import Vocabulary
-
-SELECTION = "selection"
-"""The metric that chooses the best epoch: mAP on validation pictures, or the epoch's number without any."""
 
 
 def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | None, out: str) -> str:
@@ -96,24 +100,29 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
                 "data": data,
                 "validation": validation,
                 "out": out,
+                "save_every": scale.save_every,
                 "progress": progress,
             },
             torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=scale.workers, use_gpu=scale.gpus, resources_per_worker={"CPU": scale.cpus_per_worker}
+                num_workers=(scale.min_workers, scale.workers) if scale.min_workers else scale.workers,
+                use_gpu=scale.gpus,
+                resources_per_worker={"CPU": scale.cpus_per_worker},
+                elastic_resize_monitor_interval_s=scale.resize_seconds,
             ),
             run_config=RayRunConfig(
                 name="state",
                 storage_path=path,
                 storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=2),
+                failure_config=FailureConfig(max_failures=scale.max_failures),
                 checkpoint_config=CheckpointConfig(
-                    num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
+                    num_to_keep=scale.keep, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
                 ),
             ),
         )
         try:
-            fitted = trainer.fit()
+            with _leaving_on_sigterm(progress):
+                fitted = trainer.fit()
         except TrainingFailedError as failed:
             if (error := progress.failure()) is not None:
                 raise error from failed
@@ -178,6 +187,19 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
+@contextlib.contextmanager
+def _leaving_on_sigterm(progress: Progress) -> Iterator[None]:
+    """SIGTERM to this process has the workers save and leave."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread hears signals
+        return
+    earlier = signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=progress.ask_to_leave).start())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
 class _Trainer(TorchTrainer):
     """Stops training on Ctrl-C and lets KeyboardInterrupt through.
 
@@ -205,8 +227,11 @@ class _Trainer(TorchTrainer):
 def _train_worker(setup: dict[str, Any]) -> None:
     try:
         _train(setup)
-    except ConfigError as error:  # every worker stops for it at the same step, and would again
+    except (ConfigError, PreemptedError) as error:  # every worker stops for it at the same step, and would again
         setup["progress"].fail(error)
+        if isinstance(error, NotFiniteError) and ray.train.get_context().get_world_rank() == 0:
+            found = {"step": error.step, "loss": str(error.loss), "gradient_norm": str(error.gradient_norm)}
+            storage.write_json(storage.join(setup["out"], "not_finite.json"), {**found, "uris": error.uris})
     except SigrlError as error:
         setup["progress"].fail(error)
         raise
@@ -223,19 +248,21 @@ def _train(setup: dict[str, Any]) -> None:
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
             experiment.resume(Path(saved))
-    log = _Log(setup["out"], setup["progress"], experiment.state.step) if mine.rank == 0 else None
+    log = _Log(setup["out"], setup["progress"], experiment.state) if mine.rank == 0 else None
 
-    def report(metrics: Metrics, state: TrainingState) -> None:
-        metrics = {**metrics, SELECTION: metrics.get("validation/map", float(state.epoch))}
+    def report(metrics: Metrics | None, state: TrainingState) -> None:
         with tempfile.TemporaryDirectory() as local:
             checkpoint = None
             if log is not None:
-                log.epoch(metrics)
-                experiment.save(Path(local), {"selected": metrics, "history": log.history})
+                if metrics is not None:
+                    log.epoch(metrics)
+                experiment.save(Path(local), {"selected": metrics or {}, "history": log.history})
                 checkpoint = ray.train.Checkpoint.from_directory(local)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{state.epoch:04d}")
+            told = metrics or {SELECTION: -1.0}  # inside an epoch: worse than any
+            ray.train.report(told, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state.step:08d}")
 
-    experiment.fit(report, log.step if log else lambda step, metrics: None)
+    if not experiment.fit(report, log.step if log else lambda step, metrics: None, setup["save_every"]):
+        raise PreemptedError(f"{setup['out']}: saved at step {experiment.state.step}; the same command goes on")
 
 
 def _total_steps(config: RunConfig, folder: ShardFolder, validation: str | None) -> int:
@@ -247,9 +274,9 @@ def _total_steps(config: RunConfig, folder: ShardFolder, validation: str | None)
 class _Log:
     """What the first worker writes for people: metrics.jsonl, TensorBoard, the progress line."""
 
-    def __init__(self, out: str, progress: Progress, step: int) -> None:
-        self.out, self.progress = out, progress
-        progress.begin(step)
+    def __init__(self, out: str, progress: Progress, state: TrainingState) -> None:
+        self.out, self.progress, step = out, progress, state.step
+        progress.begin(step, what_trains(state.optimiser.param_groups))
         filesystem, path = storage.filesystem_for(out)
         self.local = Path(path if filesystem.type_name == "local" else tempfile.mkdtemp())
         self.upload = filesystem.type_name != "local"
@@ -262,10 +289,10 @@ class _Log:
         """The metrics of every epoch so far."""
         return [json.loads(line) for line in self.lines]
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def step(self, step: int, metrics: Metrics) -> bool:
         for name, value in metrics.items():
             self.writer.add_scalar(f"step/{name}", value, step)
-        self.progress.reach(step, f"loss {metrics['loss']:.4f}")
+        return self.progress.reach(step, f"loss {metrics['loss']:.4f}")
 
     def epoch(self, metrics: Metrics) -> None:
         for name, value in metrics.items():

@@ -87,8 +87,8 @@ def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, hi
 def _training(history: list[dict]) -> str:
     if not history:
         return note("No training history was given, so there are no curves.")
-    apart = ("train/distillation", "train/seconds", "train/data_wait_s", "train/lr")
-    losses = [key for key in history[0] if key.startswith("train/") and key not in apart]
+    apart = ("distillation", "gradient_norm", "seconds", "data_wait_s", "images_per_s", "memory_mb")
+    losses = [key for key in history[0] if key.startswith("train/") and key.removeprefix("train/") not in apart]
     panels = {
         "Loss": {key: "total" if key == "train/loss" else key.removeprefix("train/") for key in losses},
         "Distillation": {"train/distillation": "distillation"},

@@ -309,9 +309,9 @@ def train_best(run: RunConfig, shards: str, checkpoint: Path) -> None:
     """Keeps the epoch that is best on validation pictures."""
     experiment, best = Experiment(run, shards), -1.0
 
-    def report(metrics: Metrics, state: TrainingState) -> None:
+    def report(metrics: Metrics | None, state: TrainingState) -> None:
         nonlocal best
-        if metrics["validation/map"] > best:
+        if metrics and metrics["validation/map"] > best:
             best = metrics["validation/map"]
             save_checkpoint(checkpoint, state.recogniser, run, {"selected": metrics, "history": []})
 

@@ -17,16 +17,10 @@ from sigrl_core.checkpoint import (
     is_checkpoint,
     load_checkpoint,
     load_clip,
-    load_training_state,
     save_checkpoint,
     save_clip,
-    save_training_state,
 )
-from sigrl_core.config import LossConfig
 from sigrl_core.errors import CheckpointError, StorageError
-from sigrl_core.label_memory import LabelMemory
-from sigrl_core.model.recogniser import Recogniser
-from sigrl_core.optim import parameter_groups
 from sigrl_core.tagger import Tagger
 from sigrl_core.vocabulary import Label, Vocabulary
 from tests.conftest import tagger_of
@@ -262,52 +256,3 @@ def test_a_full_disk_leaves_nothing_to_accept(tagger: Tagger, small_disk: Path) 
         save_checkpoint(small_disk / "run/checkpoint", tagger.recogniser, tagger.checkpoint.config, {})
     assert list((small_disk / "run").iterdir()) == []
     assert "no checkpoint here" in refusal(small_disk / "run")
-
-
-# ---- training state ----
-
-
-def optimiser_of(tagger: Tagger) -> torch.optim.Optimizer:
-    config = tagger.checkpoint.config.optim
-    return torch.optim.AdamW(parameter_groups(tagger.recogniser, config), lr=config.lr)
-
-
-def one_step(recogniser: Recogniser, optimiser: torch.optim.Optimizer) -> None:
-    for parameter in recogniser.parameters():
-        parameter.grad = 0.1 * torch.ones_like(parameter) if parameter.requires_grad else None
-    optimiser.step()
-
-
-def test_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
-    first, second = tagger_of(VOCABULARY), tagger_of(VOCABULARY, seed=1)
-    optimiser, other = optimiser_of(first), optimiser_of(second)
-    one_step(first.recogniser, optimiser)
-    save_checkpoint(tmp_path / "checkpoint", first.recogniser, first.checkpoint.config, {})
-    remembered, blank = (LabelMemory(LossConfig(kind="role"), rows=3, labels=2, seed=seed) for seed in (0, 1))
-    save_training_state(tmp_path, optimiser, remembered, {"epoch": 1, "step": 7})
-    assert load_training_state(tmp_path, second.recogniser, other, blank) == {"epoch": 1, "step": 7}
-    assert torch.equal(blank.estimator_NC, remembered.estimator_NC)
-    one_step(first.recogniser, optimiser)
-    one_step(second.recogniser, other)
-    expected, found = first.recogniser.state_dict(), second.recogniser.state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize(
-    "missing",
-    [
-        "optimiser.safetensors",
-        "label_memory.safetensors",
-        "progress.json",
-        "checkpoint/weights.safetensors",
-    ],
-)
-def test_half_a_training_state_is_refused(tmp_path: Path, missing: str) -> None:
-    tagger = tagger_of(VOCABULARY)
-    optimiser = optimiser_of(tagger)
-    save_checkpoint(tmp_path / "checkpoint", tagger.recogniser, tagger.checkpoint.config, {})
-    memory = LabelMemory(LossConfig(), rows=3, labels=2)
-    save_training_state(tmp_path, optimiser, memory, {})
-    (tmp_path / missing).unlink()
-    with pytest.raises(CheckpointError, match="training cannot go on from here"):
-        load_training_state(tmp_path, tagger.recogniser, optimiser, memory)

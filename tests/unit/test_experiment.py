@@ -29,7 +29,8 @@ def finished(experiment: Experiment, folder: Path) -> list[Metrics]:
     """Trains to the end, saved after every epoch."""
     told: list[Metrics] = []
 
-    def report(metrics: Metrics, state: TrainingState) -> None:
+    def report(metrics: Metrics | None, state: TrainingState) -> None:
+        assert metrics is not None
         told.append(metrics)
         experiment.save(folder, metrics)
 
@@ -82,7 +83,7 @@ def test_going_on_where_it_was_saved(toybox_shards: ShardFolder, tmp_path: Path)
     through = finished(Experiment(CONFIG, toybox_shards.uri), tmp_path / "through")
     first = Experiment(CONFIG, toybox_shards.uri)
 
-    def stop(metrics: Metrics, state: TrainingState) -> None:
+    def stop(metrics: Metrics | None, state: TrainingState) -> None:
         first.save(tmp_path, metrics)
         raise KeyboardInterrupt
 

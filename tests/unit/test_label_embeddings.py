@@ -79,8 +79,8 @@ def trained(toybox_shards: ShardFolder, tmp_path_factory: pytest.TempPathFactory
     experiment = Experiment(config, toybox_shards.uri)
     started = experiment.state.recogniser.project.weight.detach().clone()
 
-    def report(metrics: Metrics, state: TrainingState) -> None:
-        experiment.save(folder, metrics)
+    def report(metrics: Metrics | None, state: TrainingState) -> None:
+        experiment.save(folder, metrics or {})
 
     experiment.fit(report)
     assert not torch.equal(experiment.state.recogniser.project.weight, started)  # it learns

@@ -110,12 +110,13 @@ def test_every_benchmark_trains_on_its_labels(name: str, tmp_path: Path) -> None
     fit(
         TrainingState.start(recogniser, config, len(rows), len(seen)),
         Task(asked=asked, positions=seen, steps_per_epoch=2),
-        lambda epoch: epoch_batches(
+        lambda epoch, first: epoch_batches(
             rows,
             rows.order(0, epoch),
             4,
             Slice(),
             lambda numbers: picture_batch(rows, numbers, 48, config.training.augment, (0, epoch)),
+            first,
         ),
         lambda recogniser: {},
         lambda metrics, state: None,

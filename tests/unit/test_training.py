@@ -1,6 +1,8 @@
 """Training: it learns, it is the same however it is split over workers, epochs and restarts, it stops where it must."""
 
 import json
+import pickle
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
-from sigrl_core.checkpoint import load_training_state, save_checkpoint, save_training_state
+from sigrl_core.checkpoint import load_weights, save_checkpoint
 from sigrl_core.config import (
     BackboneConfig,
     GraphConfig,
+    LossConfig,
     OptimConfig,
     ReconstructionConfig,
     RunConfig,
@@ -25,13 +28,14 @@ from sigrl_core.config import (
     TrainingConfig,
 )
 from sigrl_core.demo import toybox
-from sigrl_core.errors import ConfigError
+from sigrl_core.errors import ConfigError, NotFiniteError
 from sigrl_core.evaluation import validate
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
-from sigrl_core.optim import parameter_groups, set_learning_rate
+from sigrl_core.optim import parameter_groups, set_learning_rate, trained_of, what_trains
 from sigrl_core.records import ShardFolder
 from sigrl_core.training import Metrics, Task, TrainingState, fit, label_subset
+from sigrl_core.training_state import load_training_state, save_training_state
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.unit
@@ -91,6 +95,7 @@ class Record:
 
     steps: list[Metrics] = field(default_factory=list)
     epochs: list[Metrics] = field(default_factory=list)
+    ended: bool = False
 
     @property
     def losses(self) -> list[float]:
@@ -104,6 +109,8 @@ def train(
     mine: Slice = ALL,
     num_rows: int | None = None,
     on_report: Callable[[TrainingState], None] = lambda state: None,
+    save_every: int | None = None,
+    leave_at: int | None = None,
 ) -> Record:
     """Trains on the first `num_rows` pictures of a folder, validating on the same."""
     rows = Rows(folder, "all")
@@ -113,31 +120,37 @@ def train(
     asked = state.recogniser.ask(folder.vocabulary.subset("seen"))
     held = HeldFeatures.compute(rows, 48, backbone.encode_frozen) if config.training.hold_features else None
 
-    def batches(order: np.ndarray, augment: Any, seed: tuple[int, int]) -> Iterable[Batch]:
+    def batches(order: np.ndarray, augment: Any, seed: tuple[int, int], first: int = 0) -> Iterable[Batch]:
         make = held.batch if held else lambda numbers: picture_batch(rows, numbers, 48, augment, seed)
-        return epoch_batches(rows, order[order < count], batch_size, mine, make)
+        return epoch_batches(rows, order[order < count], batch_size, mine, make, first)
 
     def evaluate(recogniser: Recogniser) -> Metrics:
         return validate(recogniser, batches(np.arange(count), "none", (0, 0)), asked, seen)
 
-    def shuffled(epoch: int) -> Iterable[Batch]:
+    def shuffled(epoch: int, first: int) -> Iterable[Batch]:
         seed = (config.training.seed, epoch)
-        return batches(rows.order(*seed), config.training.augment, seed)
+        return batches(rows.order(*seed), config.training.augment, seed, first)
 
     record = Record()
 
-    def report(metrics: Metrics, state: TrainingState) -> None:
-        record.epochs.append(metrics)
+    def report(metrics: Metrics | None, state: TrainingState) -> None:
+        if metrics is not None:
+            record.epochs.append(metrics)
         on_report(state)
 
-    fit(
+    def on_step(step: int, metrics: Metrics) -> bool:
+        record.steps.append({"step": step, **metrics})
+        return step == leave_at
+
+    record.ended = fit(
         state,
         Task(asked=asked, positions=seen, steps_per_epoch=num_steps(count, batch_size)),
         shuffled,
         evaluate,
         report,
         config,
-        on_step=lambda step, metrics: record.steps.append({"step": step, **metrics}),
+        on_step,
+        save_every,
     )
     return record
 
@@ -270,6 +283,22 @@ def test_rates_fall_with_depth_and_vectors_do_not_decay() -> None:
     assert {group["lr_scale"] for group in parameter_groups(recogniser, OptimConfig(layer_decay=1.0))} == {1.0}
 
 
+def test_what_trains_is_said_with_its_rate() -> None:
+    state = fresh(replace(changed(optim={"layer_decay": 0.5, "head_rate": 0.25}), loss=LossConfig(kind="role")))
+    lines = what_trains(state.optimiser.param_groups)
+    rates = [float(re.match(r"rate x (\S+): ", line)[1]) for line in lines]
+    assert rates == sorted(rates, reverse=True)
+    assert any(line.startswith("rate x 0.5: visual.transformer.resblocks.") for line in lines)
+    assert any("head.semantic" in line for line in lines if line.startswith("rate x 0.25: "))
+    assert any("label estimator" in line for line in lines)
+    trained = [*trained_of(state.recogniser), *state.memory.named_parameters()]
+    said = sum(int(re.search(r"\(([\d,]+) numbers\)$", line)[1].replace(",", "")) for line in lines)
+    assert said == sum(parameter.numel() for _, parameter in trained)
+    frozen = {name for name, value in state.recogniser.named_parameters() if not value.requires_grad}
+    assert any("resblocks.0." in name for name in frozen)
+    assert not any("resblocks.0" in line for line in lines)
+
+
 def test_label_subsets() -> None:
     for step in range(20):
         chosen = label_subset(50, 0.3, 7, step)
@@ -288,34 +317,78 @@ def test_label_subsets() -> None:
 # ---- the same, however it is split ----
 
 
+@pytest.mark.parametrize("saved_at", [1, 3, 5])  # inside an epoch, at its end, one step before the end of all
 @pytest.mark.parametrize("kind", ["ranking", "role", "em_apl"])
 def test_training_that_is_taken_up_again_ends_the_same(
-    single_positive_shards: ShardFolder, toybox_shards: ShardFolder, tmp_path: Path, kind: str
+    single_positive_shards: ShardFolder, toybox_shards: ShardFolder, tmp_path: Path, kind: str, saved_at: int
 ) -> None:
     shards = toybox_shards if kind == "ranking" else single_positive_shards
     config = changed(
         graph={"dropout": 0.3},
         loss={"kind": kind, "soft_warmup_epochs": 1, "soft_weight": 0.5},
-        training={"label_fraction": 0.5, "augment": "crop_flip"},
+        training={"label_fraction": 0.5, "augment": "crop_flip", "ema": 0.9, "epochs": 2},
     )
     straight = fresh(config)
 
-    def save_first(state: TrainingState) -> None:
-        if state.epoch == 1:
-            save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, {})
-            save_training_state(tmp_path, state.optimiser, state.memory, {"epoch": state.epoch, "step": state.step})
+    def save_once(state: TrainingState) -> None:
+        if state.step == saved_at:
+            with state.average.in_place_of(state.recogniser):
+                save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, {})
+            save_training_state(tmp_path / "state", state)
 
-    whole = train(shards, config, straight, num_rows=20, on_report=save_first)
+    whole = train(shards, config, straight, num_rows=20, on_report=save_once, save_every=1)
 
     torch.manual_seed(99)
     again = fresh(config)
-    progress = load_training_state(tmp_path, again.recogniser, again.optimiser, again.memory)
-    again.epoch, again.step = progress["epoch"], progress["step"]
-    assert (again.epoch, again.step) == (1, 3)
+    load_weights(tmp_path / "checkpoint", again.recogniser)
+    load_training_state(tmp_path / "state", again)
+    assert (again.epoch, again.step) == (saved_at // 3, saved_at)
     rest = train(shards, config, again, num_rows=20)
-    assert rest.losses == whole.losses[3:]
-    assert rest.epochs[-1]["validation/map"] == whole.epochs[-1]["validation/map"]
+    assert rest.losses == whole.losses[saved_at:]
+    assert [compared(metrics) for metrics in rest.epochs] == [compared(m) for m in whole.epochs[saved_at // 3 :]]
     assert_equal(parameters_of(again), parameters_of(straight))
+    assert_equal(again.average.weights, straight.average.weights)
+
+
+def compared(metrics: Metrics) -> Metrics:
+    """Without what the clock says."""
+    return {key: value for key, value in metrics.items() if not key.endswith(("seconds", "_s", "_mb"))}
+
+
+def test_who_is_asked_to_leave_saves_at_that_step(toybox_shards: ShardFolder) -> None:
+    saved: list[int] = []
+    state = fresh(CONFIG)
+    record = train(toybox_shards, CONFIG, state, num_rows=24, on_report=lambda s: saved.append(s.step), leave_at=2)
+    assert (record.ended, saved, record.epochs) == (False, [2], [])
+    assert train(toybox_shards, CONFIG, state, num_rows=24).ended
+
+
+def test_what_is_evaluated_is_the_average_of_the_weights(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"ema": 0.5, "epochs": 1})
+    state, expected, seen = fresh(config), {}, []
+    weights = dict(trained_of(state.recogniser))
+    follow = {name: value.detach().clone() for name, value in weights.items()}
+
+    def on_report(state: TrainingState) -> None:
+        for name, value in weights.items():
+            share = 1 - min(0.5, (1 + state.step) / (10 + state.step))
+            follow[name] = follow[name] + share * (value.detach() - follow[name])
+        with state.average.in_place_of(state.recogniser):
+            seen.append({name: value.detach().clone() for name, value in weights.items()})
+
+    train(toybox_shards, config, state, num_rows=24, on_report=on_report, save_every=1)
+    expected = follow
+    assert len(seen) == 3
+    for name, value in expected.items():
+        torch.testing.assert_close(seen[-1][name], value, msg=name)
+        assert name.endswith("bias") or not torch.equal(seen[-1][name], weights[name])
+
+
+def test_no_better_epoch_for_long_enough_ends_it(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"epochs": 9, "patience": 2}, optim={"lr": 1e-12, "final_lr": 1e-12})
+    record = train(toybox_shards, config, fresh(config), num_rows=24)
+    assert [metrics["epoch"] for metrics in record.epochs] == [1, 2, 3]  # the first is the best: nothing moves
+    assert record.ended
 
 
 def test_slices_of_a_batch_sum_to_its_gradient(toybox_shards: ShardFolder) -> None:
@@ -348,7 +421,7 @@ def data_parallel_start(config: RunConfig) -> TrainingState:
     return state
 
 
-def trained_of(state: TrainingState) -> dict[str, Tensor]:
+def remembered_by(state: TrainingState) -> dict[str, Tensor]:
     remembered = {f"memory.{name}": value.detach().nan_to_num(-1) for name, value in state.memory.state_dict().items()}
     return {**parameters_of(state), **remembered}
 
@@ -361,7 +434,7 @@ def worker(rank: int, workers: int, data: dict[str, str], out: str) -> None:
         config = data_parallel(kind)
         state = data_parallel_start(config)
         record = train(ShardFolder.open(uri), config, state, Slice(rank=rank, workers=workers), num_rows=11)
-        save_file(trained_of(state), f"{out}/{kind}{rank}.safetensors")
+        save_file(remembered_by(state), f"{out}/{kind}{rank}.safetensors")
         Path(f"{out}/{kind}{rank}.json").write_text(json.dumps([record.losses, record.epochs[-1]["validation/map"]]))
     dist.destroy_process_group()
 
@@ -383,9 +456,9 @@ def test_two_processes_train_what_one_does(
         record = train(ShardFolder.open(uri), config, alone, num_rows=11)
         found = [load_file(tmp_path / f"{kind}{rank}.safetensors") for rank in range(2)]
         assert_equal(found[0], found[1])
-        start = trained_of(data_parallel_start(config))
+        start = remembered_by(data_parallel_start(config))
         assert max(float((found[0][name] - start[name]).abs().max()) for name in start) > 1e-3
-        for name, expected in trained_of(alone).items():
+        for name, expected in remembered_by(alone).items():
             torch.testing.assert_close(found[0][name], expected, rtol=0, atol=1e-5, msg=f"{kind}: {name}")
         told = [json.loads((tmp_path / f"{kind}{rank}.json").read_text()) for rank in range(2)]
         assert told[0] == told[1]
@@ -404,7 +477,7 @@ def test_max_steps_stop_in_the_middle_of_an_epoch(toybox_shards: ShardFolder) ->
     record = train(toybox_shards, config, state, num_rows=24)
     assert (state.step, state.epoch, len(record.steps), len(record.epochs)) == (4, 2, 4, 2)
     assert record.epochs[-1]["train/loss"] == pytest.approx(record.losses[-1])
-    assert train(toybox_shards, config, state, num_rows=24) == Record()
+    assert train(toybox_shards, config, state, num_rows=24) == Record(ended=True)
 
 
 def test_a_loss_that_is_not_finite_names_pictures_and_changes_nothing(toybox_shards: ShardFolder) -> None:
@@ -413,11 +486,11 @@ def test_a_loss_that_is_not_finite_names_pictures_and_changes_nothing(toybox_sha
         state.recogniser.head.log_scale.fill_(float("nan"))
     before = parameters_of(state)
     order = Rows(toybox_shards).order(0, 0)
-    first = [f"{number:03d}.jpg" for number in order[order < 16][:5]]
-    with pytest.raises(ConfigError, match="the loss of step 0 is nan") as caught:
+    first = [f"{number:03d}.jpg" for number in order[order < 16][:8]]
+    with pytest.raises(NotFiniteError, match="the loss of step 0 is nan") as caught:
         train(toybox_shards, CONFIG, state, num_rows=16)
-    assert str(first) in str(caught.value)
-    assert "lower optim.lr" in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).uris == caught.value.uris == first
+    assert f"pictures {', '.join(first[:3])} ...; lower optim.lr" in str(caught.value)
     moved = [n for n, v in parameters_of(state).items() if not torch.equal(v.nan_to_num(), before[n].nan_to_num())]
     assert moved == []
 
