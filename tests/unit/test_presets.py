@@ -175,6 +175,8 @@ def test_the_published_recipe() -> None:
             "augment": "randaugment",
             "hold_features": False,
             "precision": "fp32",
+            "ema": None,
+            "patience": None,
             "seed": 0,
         },
     }
