@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sigrl_core.errors import CheckpointError, StorageError
@@ -42,15 +42,18 @@ def save_training_state(folder: Path, state: TrainingState) -> None:
     try:
         folder.mkdir(exist_ok=True)
         (folder / _STATE).unlink(missing_ok=True)
+        hashes: dict[str, str] = {}
         for name, tensors in files.items():
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, folder / name)
+            data = save({key: value.cpu().contiguous() for key, value in tensors.items()})
+            (folder / name).write_bytes(data)
+            hashes[name] = sha256_of(data)
         told = {
             "epoch": state.epoch,
             "step": state.step,
             "totals": state.totals,
             "best": None if state.best[1] == 0 else list(state.best),
             "averaged_steps": state.average.steps,
-            "files": {name: sha256_of((folder / name).read_bytes()) for name in files},
+            "files": hashes,
         }
         (folder / _STATE).write_text(json.dumps(told), encoding="utf-8")
     except (OSError, SafetensorError) as error:

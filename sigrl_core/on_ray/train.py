@@ -227,7 +227,7 @@ class _Trainer(TorchTrainer):
 def _train_worker(setup: dict[str, Any]) -> None:
     try:
         _train(setup)
-    except (ConfigError, PreemptedError) as error:  # every worker stops for it at the same step, and would again
+    except (ConfigError, PreemptedError) as error:  # on every worker at the same step; no restart helps
         setup["progress"].fail(error)
         if isinstance(error, NotFiniteError) and ray.train.get_context().get_world_rank() == 0:
             found = {"step": error.step, "loss": str(error.loss), "gradient_norm": str(error.gradient_norm)}
