@@ -6,24 +6,21 @@ timing, on the number of workers, or on the state of a generator.
 
 from __future__ import annotations
 
-import random
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
-from sigrl_core import images
+from sigrl_core.decoding import Augmentation, Decoders, decode_pictures
 from sigrl_core.errors import ShardError
 from sigrl_core.records import PRESENT, ShardFolder, Split, decode_states, split_of
-
-Augmentation = Literal["none", "crop_flip", "randaugment"]
 
 WINDOW = 8
 """Shards that are shuffled together, and so held in memory at once."""
@@ -50,6 +47,18 @@ class Batch:
     pixels_BHWC: Tensor | None = None
     tokens_BNW: Tensor | None = None
 
+    def split(self, sizes: Sequence[int]) -> list[Batch]:
+        """Pieces of so many rows each, of the same step."""
+        stops = list(itertools.accumulate(sizes))
+        return [
+            replace(
+                self,
+                uris=self.uris[stop - size : stop],
+                **{name: value[stop - size : stop] for name, value in vars(self).items() if isinstance(value, Tensor)},
+            )
+            for stop, size in zip(stops, sizes, strict=True)
+        ]
+
 
 class Rows:
     """The rows of a shard folder that take part, and access to them by number.
@@ -67,6 +76,7 @@ class Rows:
         positive_among: Sequence[int] | None = None,
     ) -> None:
         self.folder = folder
+        self._content = "image" if folder.kind == "shards" else "tokens"
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
         split = folder.manifest["split"]
         chosen: list[np.ndarray] = []
@@ -101,15 +111,21 @@ class Rows:
         numbers = [np.concatenate([np.arange(first[s], first[s + 1]) for s in window]) for window in windows]
         return np.concatenate([rng.permutation(window) for window in numbers] or [np.zeros(0, np.int64)])
 
-    def read(self, number: int) -> tuple[str, bytes, bytes]:
-        """uri, JPEG bytes and encoded label states of one row."""
+    def read(self, number: int) -> tuple[str, bytes | pa.Buffer, bytes]:
+        """uri, JPEG bytes or features, and encoded label states of one row."""
         table = self._table(int(self._shard_of[number]))
         row = int(self._row_of[number])
-        return table["uri"][row].as_py(), table["image"][row].as_py(), table["label_states"][row].as_py()
+        content = table[self._content][row]
+        return (
+            table["uri"][row].as_py(),
+            content.as_py() if self.folder.kind == "shards" else content.as_buffer(),
+            table["label_states"][row].as_py(),
+        )
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:
-            self._tables[shard] = self.folder.read_shard(shard, ["uri", "image", "label_states"]).combine_chunks()
+            columns = ["uri", self._content, "label_states"]
+            self._tables[shard] = self.folder.read_shard(shard, columns).combine_chunks()
             if len(self._tables) > WINDOW + 1:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(shard)
@@ -144,23 +160,16 @@ def epoch_batches(
 
     Args:
         order: row numbers of the whole epoch.
-        make: row numbers -> Batch, for example `picture_batch`.
+        make: row numbers -> Batch, for example `read_batch`.
         first: number of the first batch wanted; those before it are not made.
     """
     steps = [order[start : start + batch_size] for start in range(first * batch_size, len(order), batch_size)]
 
     def prepare(step: np.ndarray) -> Batch:
         slice_ = mine.of(step)
-        batch = make(slice_ if len(slice_) else step[:1])
-        return Batch(
-            uris=batch.uris,
-            rows_B=batch.rows_B,
-            states_BC=batch.states_BC,
-            weight_B=batch.weight_B if len(slice_) else torch.zeros(1),
-            global_rows=len(step),
-            pixels_BHWC=batch.pixels_BHWC,
-            tokens_BNW=batch.tokens_BNW,
-        )
+        if len(slice_):
+            return replace(make(slice_), global_rows=len(step))
+        return replace(make(step[:1]), weight_B=torch.zeros(1), global_rows=len(step))
 
     with ThreadPoolExecutor(1) as pool:
         upcoming = None
@@ -172,66 +181,42 @@ def epoch_batches(
             yield upcoming.result()
 
 
-def picture_batch(
-    rows: Rows, numbers: np.ndarray, size: int, augmentation: Augmentation = "none", seed: Sequence[int] = ()
+def read_batch(
+    rows: Rows,
+    numbers: np.ndarray,
+    size: int,
+    augmentation: Augmentation = "none",
+    seed: Sequence[int] = (),
+    decoders: Decoders | None = None,
 ) -> Batch:
-    """Decodes rows into a batch of uint8 pictures.
+    """Decodes rows into a batch of uint8 pictures, or takes their features where the folder holds these.
 
     Args:
         numbers: row numbers.
         size: pixels on a side.
-        augmentation: `none` is CLIP's own resize and centre crop.
+        augmentation: `none` is CLIP's own resize and centre crop; features cannot be augmented.
         seed: (seed, epoch); a row's random choices are a function of these and its number.
+        decoders: processes that share the decoding; None decodes here.
     """
-    uris, pixels, states = [], [], []
-    for number in numbers:
-        uri, jpeg, encoded = rows.read(number)
-        uris.append(uri)
-        states.append(np.frombuffer(encoded, np.int8))
-        if augmentation == "none":
-            pixels.append(images.centre_crop_array(jpeg, size))
-        else:
-            pixels.append(augmented(images.decode(jpeg), size, augmentation, [*seed, int(number)]))
+    uris, contents, encoded = zip(*map(rows.read, numbers), strict=True)
+    pixels_BHWC = tokens_BNW = None
+    if rows.folder.kind == "features":
+        shape = rows.folder.manifest["features"]
+        tokens = np.stack([np.frombuffer(content, np.float16) for content in contents])
+        tokens_BNW = torch.from_numpy(tokens).view(len(uris), shape["tokens"], shape["width"])
+    else:
+        seeds = [[*seed, int(number)] for number in numbers]
+        decode_all = decoders.decode if decoders else decode_pictures
+        pixels_BHWC = torch.from_numpy(decode_all(contents, size, augmentation, seeds))
     return Batch(
-        uris=uris,
+        uris=list(uris),
         rows_B=torch.from_numpy(np.asarray(numbers, np.int64)),
-        states_BC=torch.from_numpy(np.stack(states)),
+        states_BC=torch.from_numpy(np.stack([np.frombuffer(row, np.int8) for row in encoded])),
         weight_B=torch.ones(len(uris)),
         global_rows=len(uris),
-        pixels_BHWC=torch.from_numpy(np.stack(pixels)),
+        pixels_BHWC=pixels_BHWC,
+        tokens_BNW=tokens_BNW,
     )
-
-
-def augmented(image: Image.Image, size: int, augmentation: Augmentation, seed: Sequence[int]) -> np.ndarray:
-    """Random resized crop and flip, with `randaugment` also RandAugment m9-mstd0.5-inc1: uint8 [size, size, 3].
-
-    Scale 0.08 to 1 and aspect 3/4 to 4/3 as Szegedy et al. 2015; RandAugment is timm's (Cubuk et al. 2020).
-    """
-    rng = np.random.default_rng([*seed, 1])
-    image = image.resize((size, size), Image.Resampling.BICUBIC, _random_box(image.size, rng))
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if augmentation == "randaugment":
-        from timm.data.auto_augment import rand_augment_transform
-
-        # timm draws from the global generators: set them for this row, so that its picture depends on nothing else
-        random.seed(int(rng.integers(2**32)))
-        np.random.seed(int(rng.integers(2**32)))
-        image = rand_augment_transform("rand-m9-mstd0.5-inc1", {"img_mean": (124, 117, 104)})(image)
-    return np.asarray(image)
-
-
-def _random_box(extent: tuple[int, int], rng: np.random.Generator) -> tuple[float, float, float, float]:
-    width, height = extent
-    for _ in range(10):
-        area = rng.uniform(0.08, 1.0) * width * height
-        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = np.sqrt(area * aspect), np.sqrt(area / aspect)
-        if w <= width and h <= height:
-            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-            return left, top, left + w, top + h
-    side = min(width, height)
-    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
 
 @dataclass(frozen=True)
@@ -243,14 +228,14 @@ class HeldFeatures:
     tokens_NTW: Tensor
 
     @classmethod
-    def compute(cls, rows: Rows, size: int, encode: Callable[[Tensor], Tensor], batch_size: int = 128) -> HeldFeatures:
-        """Decodes and encodes every row once, in row order."""
+    def compute(cls, rows: Rows, size: int, encode: Callable[[Batch], Tensor], batch_size: int = 128) -> HeldFeatures:
+        """Reads and encodes every row once, in row order."""
         if not len(rows):
             raise ShardError(f"{rows.folder.uri}: no rows to train on or to measure; preprocess a larger corpus")
         batches = epoch_batches(
-            rows, np.arange(len(rows)), batch_size, Slice(), lambda numbers: picture_batch(rows, numbers, size)
+            rows, np.arange(len(rows)), batch_size, Slice(), lambda numbers: read_batch(rows, numbers, size)
         )
-        parts = [(batch.uris, batch.states_BC, encode(_pixels(batch))) for batch in batches]
+        parts = [(batch.uris, batch.states_BC, encode(batch)) for batch in batches]
         return cls(
             [uri for uris, _, _ in parts for uri in uris],
             torch.cat([states for _, states, _ in parts]),
@@ -267,8 +252,3 @@ class HeldFeatures:
             global_rows=len(numbers),
             tokens_BNW=self.tokens_NTW[index],
         )
-
-
-def _pixels(batch: Batch) -> Tensor:
-    assert batch.pixels_BHWC is not None
-    return batch.pixels_BHWC

@@ -258,6 +258,7 @@ class ScaleConfig:
     gpus: bool = False
     """One GPU per worker (nccl); off trains on CPU (gloo)."""
     cpus_per_worker: float = 1.0
+    """With two or more, all but one of them are processes that decode and augment pictures for the worker."""
     min_workers: int | None = None
     """Goes on with as few where machines leave, and takes new ones up to `workers`; None always waits for all."""
     resize_seconds: float = 60.0
@@ -268,6 +269,11 @@ class ScaleConfig:
     """Best epochs whose states are kept, besides the latest."""
     max_failures: int = 20
     """Times that lost workers are replaced before the run stops; the same command still goes on then."""
+    pieces: int = 1
+    """Computes each worker's share of a batch in so many pieces, one at a time, for batches that memory does not hold;
+    the same step for every loss, at the price of a second forward pass through what trains."""
+    compile: bool = False
+    """Compiles what trains (torch.compile): minutes before the first step, shorter steps."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "scale.workers", self.workers, "1 or more")
@@ -280,6 +286,7 @@ class ScaleConfig:
         _require(self.resize_seconds > 0, "scale.resize_seconds", self.resize_seconds, "above 0")
         _require(self.save_every is None or self.save_every >= 1, "scale.save_every", self.save_every, "1 or more")
         _require(self.keep >= 1, "scale.keep", self.keep, "1 or more")
+        _require(self.pieces >= 1, "scale.pieces", self.pieces, "1 or more")
         _require(self.max_failures >= 0, "scale.max_failures", self.max_failures, "0 or more")
         _require(self.cpus_per_worker > 0, "scale.cpus_per_worker", self.cpus_per_worker, "above 0")
 
@@ -342,6 +349,20 @@ class PreprocessConfig:
         _require(size is None or size >= 1_000_000, "bytes_per_shard", size, "1,000,000 or more bytes, or none")
         bits = self.near_duplicates
         _require(bits is None or 0 <= bits <= 10, "near_duplicates", bits, "0 to 10 bits, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFeaturesConfig:
+    """Whose frozen blocks look at which pictures: what features are, and so what a second run must agree with."""
+
+    data: str
+    """Shard folder of the pictures, all of it, whatever its split."""
+    out: str
+    """Folder to write, local or s3://; train.py, evaluate.py and calibrate.py take it as --data."""
+    checkpoint: str | None = None
+    """The --out of train.py, or a checkpoint folder, whose backbone to use; None takes `backbone`."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """As train.py takes it; features are the tokens after `frozen_blocks`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigrl_core.batches import Batch, Rows, Slice, epoch_batches, picture_batch
+from sigrl_core.batches import Batch, Rows, Slice, epoch_batches, read_batch
 from sigrl_core.calibration import Calibration, fit_calibration, sigmoid
 from sigrl_core.checkpoint import add_calibration
 from sigrl_core.config import CalibrateConfig
@@ -107,6 +107,7 @@ def evaluate(
                 f"{tagger.checkpoint.uri} has {vocabulary.hash[:8]}; compare checkpoints of one vocabulary"
             )
     check_vocabulary(folder, vocabulary, tagger.checkpoint.uri)
+    check_features(folder, tagger, *compare.values())
     rows = measured_rows(folder)
     if not len(rows):
         raise ShardError(f"{folder.uri}: no pictures to measure; run preprocess.py on a corpus with readable pictures")
@@ -191,6 +192,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     """
     tagger, folder = Tagger.load(config.checkpoint), ShardFolder.open(config.data)
     check_vocabulary(folder, tagger.vocabulary, tagger.checkpoint.uri)
+    check_features(folder, tagger)
     rows = Rows(folder, config.part)
     if not len(rows):
         raise ShardError(
@@ -234,10 +236,17 @@ def check_vocabulary(folder: ShardFolder, vocabulary: Vocabulary, checkpoint_uri
         )
 
 
+def check_features(folder: ShardFolder, *taggers: Tagger) -> None:
+    """Raises ShardError where features, if the folder holds such, are of another backbone than a checkpoint's."""
+    if folder.kind == "features":
+        for tagger in taggers:
+            folder.check_features(tagger.recogniser.backbone.frozen_sha256(), tagger.checkpoint.uri)
+
+
 def batches_of(rows: Rows, size: int) -> Iterable[Batch]:
-    """All rows in order, decoded."""
+    """All rows in order."""
     return epoch_batches(
-        rows, np.arange(len(rows)), BATCH_SIZE, Slice(), lambda numbers: picture_batch(rows, numbers, size)
+        rows, np.arange(len(rows)), BATCH_SIZE, Slice(), lambda numbers: read_batch(rows, numbers, size)
     )
 
 

@@ -5,23 +5,24 @@ Knows files but not Ray: train.py runs it under Ray Train, and anything else may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
+from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, read_batch
 from sigrl_core.checkpoint import load_weights, save_checkpoint
-from sigrl_core.config import GraphConfig, RunConfig
+from sigrl_core.config import GraphConfig, RunConfig, ScaleConfig
+from sigrl_core.decoding import Augmentation, Decoders
 from sigrl_core.evaluation import validate
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
-from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.backbone import Backbone, load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.records import ShardFolder
-from sigrl_core.training import OnStep, Report, Task, TrainingState, fit
+from sigrl_core.training import OnStep, Report, Task, TrainingState, fit, tokens_of
 from sigrl_core.training_state import load_training_state, save_training_state
 
 
@@ -34,6 +35,7 @@ class Experiment:
         validation: shard folder to choose the best epoch on; None takes the seeded split that `data` keeps.
         mine: this worker's share of every batch.
         device: where to compute.
+        decoders: processes that decode pictures for this worker; 0 decodes in a thread beside the training.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Experiment:
         validation: str | None = None,
         mine: Slice | None = None,
         device: torch.device | str = "cpu",
+        decoders: int = 0,
     ) -> None:
         self.config, mine = config, mine or Slice()
         folder = ShardFolder.open(data)
@@ -53,9 +56,11 @@ class Experiment:
         own = config.backbone.label_embeddings
         embeddings_VE = torch.from_numpy(load_embeddings(own, folder.vocabulary)) if own else None
         backbone = load_backbone(config.backbone)
+        check_features(backbone, training_rows.folder, validation_rows.folder)
         recogniser = Recogniser.start(backbone, config, folder.vocabulary, edges, embeddings_VE).to(device)
+        pool = Decoders(decoders) if decoders else None
         self.training, self.validation = (
-            _Source(rows, recogniser, config, mine) for rows in (training_rows, validation_rows)
+            _Source(rows, recogniser, config, mine, pool) for rows in (training_rows, validation_rows)
         )
         self.task = Task(
             asked=recogniser.ask(folder.vocabulary.subset("seen")),
@@ -64,7 +69,9 @@ class Experiment:
         )
         self.state = TrainingState.start(recogniser, config, len(training_rows), len(self.seen))
 
-    def fit(self, report: Report, on_step: OnStep = lambda step, metrics: None, save_every: int | None = None) -> bool:
+    def fit(
+        self, report: Report, on_step: OnStep = lambda step, metrics: None, scale: ScaleConfig | None = None
+    ) -> bool:
         """Trains to the configured end; see `training.fit`."""
         return fit(
             self.state,
@@ -73,8 +80,8 @@ class Experiment:
             lambda model: validate(model, self.validation.in_order(), self.task.asked, self.seen),
             report,
             self.config,
+            scale or ScaleConfig(),
             on_step,
-            save_every,
         )
 
     def save(self, folder: Path, metrics: dict[str, Any]) -> None:
@@ -101,6 +108,14 @@ def rows_of(folder: ShardFolder, validation: str | None) -> tuple[Rows, Rows]:
     return Rows(folder, "train", seen), Rows(folder, "validation")
 
 
+def check_features(backbone: Backbone, *folders: ShardFolder) -> None:
+    """Raises ShardError where features, if a folder holds such, are of another backbone."""
+    if any(folder.kind == "features" for folder in folders):
+        frozen = backbone.frozen_sha256()
+        for folder in folders:
+            folder.check_features(frozen, "--backbone")
+
+
 def label_edges(config: GraphConfig, rows: Rows) -> LabelEdges | None:
     """The edges that the label graph of a configuration wants to be given."""
     vocabulary = rows.folder.vocabulary
@@ -114,27 +129,27 @@ def label_edges(config: GraphConfig, rows: Rows) -> LabelEdges | None:
 class _Source:
     """Batches of one set of rows for this worker: from pictures, or from features held in memory."""
 
-    def __init__(self, rows: Rows, recogniser: Recogniser, config: RunConfig, mine: Slice) -> None:
-        self.rows, self.config, self.mine = rows, config.training, mine
+    def __init__(
+        self, rows: Rows, recogniser: Recogniser, config: RunConfig, mine: Slice, decoders: Decoders | None
+    ) -> None:
+        self.rows, self.config, self.mine, self.decoders = rows, config.training, mine, decoders
         self.size = recogniser.backbone.image_size
         self.held: HeldFeatures | None = None
         if self.config.hold_features and len(rows):
-            device = recogniser.device
-            self.held = HeldFeatures.compute(
-                rows, self.size, lambda pixels: recogniser.backbone.encode_frozen(pixels.to(device))
-            )
+            self.held = HeldFeatures.compute(rows, self.size, lambda batch: tokens_of(recogniser, batch))
 
     def shuffled(self, epoch: int, first: int) -> Iterable[Batch]:
         seed = (self.config.seed, epoch)
-        return self._batches(
-            self.rows.order(*seed), lambda n: picture_batch(self.rows, n, self.size, self.config.augment, seed), first
-        )
+        return self._batches(self.rows.order(*seed), first, self.config.augment, seed)
 
     def in_order(self) -> Iterable[Batch]:
-        return self._batches(np.arange(len(self.rows)), lambda numbers: picture_batch(self.rows, numbers, self.size))
+        return self._batches(np.arange(len(self.rows)))
 
     def _batches(
-        self, order: np.ndarray, from_pictures: Callable[[np.ndarray], Batch], first: int = 0
+        self, order: np.ndarray, first: int = 0, augmentation: Augmentation = "none", seed: Sequence[int] = ()
     ) -> Iterable[Batch]:
-        make = self.held.batch if self.held else from_pictures
+        def read(numbers: np.ndarray) -> Batch:
+            return read_batch(self.rows, numbers, self.size, augmentation, seed, self.decoders)
+
+        make = self.held.batch if self.held else read
         return epoch_batches(self.rows, order, self.config.batch_size, self.mine, make, first)

@@ -77,6 +77,10 @@ class Job:
         where = self.path("manifest.json")
         return storage.read_json(where) if storage.exists(where) else None
 
+    def plan(self) -> dict[str, Any]:
+        """What the folder was started with."""
+        return storage.read_json(self.path("plan.json"))
+
     def agree(self, plan: dict[str, Any]) -> None:
         """Compares with what the folder was started with.
 

@@ -10,6 +10,9 @@
                              reached can be taken again
     plan.json, run_log.jsonl what the folder was started with, and who worked on it when; see parts.py
 
+A folder that `cache_features.py` wrote is one too, of kind `features`: its rows, of `feature_schema`, hold in the place
+of a picture what a frozen backbone gives for it.
+
 rows_in = rows_out + quarantined + duplicates, always. `python -m sigrl_core.records FOLDER` checks every byte.
 """
 
@@ -20,7 +23,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +36,7 @@ from sigrl_core.vocabulary import Vocabulary
 PRESENT, ABSENT, UNKNOWN = 1, -1, 0
 
 Split = Literal["train", "validation", "test"]
+Kind = Literal["shards", "features"]
 
 SCHEMA_VERSION = 2
 
@@ -50,6 +54,12 @@ QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for n
 DUPLICATES_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("uri", "sha256", "kind")])
 
 _AGAIN = "run preprocess.py again"
+
+
+def feature_schema(tokens: int, width: int) -> pa.Schema:
+    """Rows of a folder of features: what a frozen backbone gives for a picture, 16-bit floats [tokens, width]."""
+    fields = [SHARD_SCHEMA.field(name) for name in ("uri", "sha256", "label_states")]
+    return pa.schema([*fields, pa.field("tokens", pa.binary(2 * tokens * width), nullable=False)])
 
 
 def encode_states(states_C: np.ndarray) -> bytes:
@@ -97,7 +107,7 @@ def split_of(sha256: str, seed: int, validation: float, test: float = 0.0) -> Sp
 def to_parquet(table: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file, the same bytes for the same table; pictures are not compressed twice."""
     sink = pa.BufferOutputStream()
-    compression: Any = {name: "none" if name == "image" else "zstd" for name in table.column_names}
+    compression: Any = {name: "none" if name in ("image", "tokens") else "zstd" for name in table.column_names}
     pq.write_table(
         table,
         sink,
@@ -140,6 +150,47 @@ class ShardFolder:
         return folder
 
     @property
+    def kind(self) -> Kind:
+        """Whether its rows hold pictures or features of them."""
+        return self.manifest["kind"]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of its shards."""
+        if self.kind == "shards":
+            return SHARD_SCHEMA
+        features = self.manifest["features"]
+        return feature_schema(features["tokens"], features["width"])
+
+    def check_features(self, frozen: str, whose: str) -> None:
+        """Looks whether features, if these are, come from a backbone.
+
+        Args:
+            frozen: hash of what is frozen of it, `Backbone.frozen_sha256`.
+            whose: what has that backbone.
+
+        Raises:
+            ShardError: they come from another, or up to another block.
+        """
+        if self.kind == "features" and (found := self.manifest["features"])["frozen_sha256"] != frozen:
+            raise ShardError(
+                f"{self.uri}: features after {found['blocks']} frozen blocks of {found['name']} "
+                f"({found['frozen_sha256'][:8]}), but {whose} has other weights below its seam, or another seam "
+                f"({frozen[:8]}); run cache_features.py with that backbone, or set --backbone.* to the cached one"
+            )
+
+    def pictures(self) -> ShardFolder | None:
+        """Where the pictures of its rows are: itself, or what features were made of; None where that is gone."""
+        if self.kind == "shards":
+            return self
+        features = self.manifest["features"]
+        try:
+            source = ShardFolder.open(features["source"])
+        except SigrlError:
+            return None
+        return source if source.manifest["sha256"] == features["source_sha256"] else None
+
+    @property
     def num_rows(self) -> int:
         return self.manifest["rows_out"]
 
@@ -163,8 +214,8 @@ class ShardFolder:
             self._check(name, "sha256", sha256_of(data)[:12], shard["sha256"][:12])
             table = pq.read_table(pa.BufferReader(data))
         except (StorageError, pa.ArrowException, OSError) as error:
-            raise ShardError(f"{storage.join(self.uri, name)}: cannot be read ({error}); {_AGAIN}") from error
-        self._check(name, "schema", table.schema.to_string(), SHARD_SCHEMA.to_string())
+            raise ShardError(f"{storage.join(self.uri, name)}: cannot be read ({error}); {self._again}") from error
+        self._check(name, "schema", table.schema.to_string(), self.schema.to_string())
         self._check(name, "number of rows", table.num_rows, shard["rows"])
         self._checked.add(i)
         return table if columns is None else table.select(list(columns))
@@ -180,7 +231,7 @@ class ShardFolder:
         try:
             table = self._read_columns(name, columns)
         except (StorageError, pa.ArrowException, OSError) as error:
-            raise ShardError(f"{storage.join(self.uri, name)}: cannot be read ({error}); {_AGAIN}") from error
+            raise ShardError(f"{storage.join(self.uri, name)}: cannot be read ({error}); {self._again}") from error
         self._check(name, "columns", sorted(table.column_names), sorted(columns))
         self._check(name, "number of rows", table.num_rows, shard["rows"])
         return table
@@ -212,7 +263,7 @@ class ShardFolder:
         listed = [shard["name"] for shard in self.manifest["shards"]]
         if differing := sorted(set(found) ^ set(listed)):
             where = "not in the manifest" if differing[0] in found else "missing"
-            raise ShardError(f"{storage.join(self.uri, 'shards', differing[0])}: {where}; {_AGAIN}")
+            raise ShardError(f"{storage.join(self.uri, 'shards', differing[0])}: {where}; {self._again}")
         self.read_quarantine()
         totals = count_states(np.zeros((0, len(self.vocabulary)), np.int8), self.vocabulary)
         seen: set[str] = set()
@@ -233,16 +284,20 @@ class ShardFolder:
         present = {file.path for file in storage.list_files(self.uri, (".parquet",))}
         for name in [*(f"shards/{shard['name']}" for shard in manifest["shards"]), manifest["quarantine"]["name"]]:
             if name not in present:
-                raise ShardError(f"{storage.join(self.uri, name)}: listed in manifest.json but missing; {_AGAIN}")
+                raise ShardError(f"{storage.join(self.uri, name)}: listed in manifest.json but missing; {self._again}")
 
     def _read_columns(self, name: str, columns: Sequence[str] | None) -> pa.Table:
         filesystem, path = storage.filesystem_for(storage.join(self.uri, name))
         with filesystem.open_input_file(path) as file:
             return pq.ParquetFile(file).read(columns and list(columns))
 
+    @property
+    def _again(self) -> str:
+        return _AGAIN if self.kind == "shards" else "delete the folder and run cache_features.py again"
+
     def _check(self, name: str, what: str, found: object, expected: object) -> None:
         if found != expected:
-            raise ShardError(f"{storage.join(self.uri, name)}: {what} is {found}, expected {expected}; {_AGAIN}")
+            raise ShardError(f"{storage.join(self.uri, name)}: {what} is {found}, expected {expected}; {self._again}")
 
 
 def _read_manifest(uri: str) -> dict[str, Any]:
@@ -250,15 +305,17 @@ def _read_manifest(uri: str) -> dict[str, Any]:
     if not storage.exists(where):
         if storage.exists(storage.join(uri, "plan.json")):
             raise ShardError(
-                f"{uri}: preprocess.py has not finished here (no manifest.json); run the same command again"
+                f"{uri}: what makes this folder has not finished (no manifest.json); run the same command again"
             )
         raise ShardError(f"{uri}: no shard folder here (no manifest.json); make one with preprocess.py --out {uri}")
     try:
         manifest = storage.read_json(where)
     except StorageError as error:
         raise ShardError(f"{error}; {_AGAIN}") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != "shards":
-        raise ShardError(f"{where}: not the manifest of a shard folder; give a folder that preprocess.py wrote")
+    if not isinstance(manifest, dict) or manifest.get("kind") not in get_args(Kind):
+        raise ShardError(
+            f"{where}: not the manifest of a shard folder; give one that preprocess.py or cache_features.py wrote"
+        )
     if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
         raise ShardError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}")
     if seal(manifest)["sha256"] != manifest.get("sha256"):

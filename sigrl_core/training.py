@@ -6,6 +6,7 @@ losses divided by the global number of rows, so that the number of workers chang
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import time
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from sigrl_core import losses
 from sigrl_core.batches import Batch
-from sigrl_core.config import RunConfig
+from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.errors import ConfigError, NotFiniteError
 from sigrl_core.label_memory import LabelMemory
 from sigrl_core.model.asked import Asked
@@ -129,8 +130,8 @@ def fit(
     evaluate: Callable[[Recogniser], Metrics],
     report: Report,
     config: RunConfig,
+    scale: ScaleConfig,
     on_step: OnStep = lambda step, metrics: None,
-    save_every: int | None = None,
 ) -> bool:
     """Trains from `state`, also from inside an epoch, to the configured end or until `on_step` wants to leave.
 
@@ -138,8 +139,8 @@ def fit(
         batches_for_epoch: epoch and number of its first batch wanted -> this worker's batches from there on.
         evaluate: measures the model after each epoch; called on every worker.
         report: the only way out of this function.
+        scale: when to report inside an epoch, in how many pieces to compute, whether compiled.
         on_step: is given the loss, its parts, the gradient's norm, the rate, and seconds spent in all and waiting.
-        save_every: steps between two reports inside an epoch.
 
     Returns:
         Whether the end was reached.
@@ -153,8 +154,10 @@ def fit(
     recogniser = state.recogniser
     workers, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     learner: nn.Module = _Learner(state)
-    if workers > 1:
-        learner = nn.parallel.DistributedDataParallel(learner)
+    if scale.compile:
+        learner.compile()
+    if workers > 1:  # no buffer changes, and workers may compute in different numbers of pieces
+        learner = nn.parallel.DistributedDataParallel(learner, broadcast_buffers=False)
     training = config.training
     last_step = min(training.max_steps or math.inf, training.epochs * task.steps_per_epoch)
     while state.epoch < training.epochs and state.step < last_step and not _no_better(state, training.patience):
@@ -162,8 +165,6 @@ def fit(
         started = time.monotonic()
         for batch in batches_for_epoch(state.epoch, state.step - state.epoch * task.steps_per_epoch):
             waited = time.monotonic() - started
-            # of the step, so that one who goes on inside an epoch draws the same masks
-            torch.manual_seed(int(np.random.default_rng([training.seed, state.step, rank, 2]).integers(2**31)))
             rate = learning_rate(
                 state.step / task.steps_per_epoch,
                 peak=config.optim.lr,
@@ -172,7 +173,7 @@ def fit(
                 final=config.optim.final_lr,
             )
             set_learning_rate(state.optimiser, rate)
-            parts = _step(learner, state, batch, task, config, workers)
+            parts = _step(learner, state, batch, task, config, workers, rank, scale.pieces)
             state.step += 1
             state.average.update(recogniser)
             seconds = time.monotonic() - started
@@ -184,7 +185,7 @@ def fit(
             if _anyone(bool(leave), workers):
                 report(None, state)
                 return False
-            if save_every and state.step % save_every == 0 and state.step % task.steps_per_epoch:
+            if scale.save_every and state.step % scale.save_every == 0 and state.step % task.steps_per_epoch:
                 report(None, state)
             started = time.monotonic()
         state.epoch += 1
@@ -230,18 +231,57 @@ def _memory_mb(device: torch.device) -> float:
 
 
 def _step(
-    learner: nn.Module, state: TrainingState, batch: Batch, task: Task, config: RunConfig, workers: int
+    learner: nn.Module,
+    state: TrainingState,
+    batch: Batch,
+    task: Task,
+    config: RunConfig,
+    workers: int,
+    rank: int,
+    pieces: int,
 ) -> Metrics:
-    """One optimiser step; returns the loss and its parts, of the global batch."""
+    """One optimiser step; returns the loss and its parts, of the global batch.
+
+    The loss is of the whole batch, as its statistics are, whatever the number of pieces: its gradient at the logits and
+    class tokens of all pieces is found first, then travels back through one piece at a time. All but the first run
+    forward a second time for that, with the masks of the first time (Gao et al. 2021, arXiv 2101.06983).
+    """
     recogniser, device = state.recogniser, state.recogniser.device
     chosen = label_subset(len(task.positions), config.training.label_fraction, config.training.seed, state.step)
     rows_B, chosen_C = batch.rows_B.to(device), chosen.to(device)
     every_label = task.asked.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16"):
-        tokens_BNW = tokens_of(recogniser, batch)
-        recognised, estimate_BC = learner(tokens_BNW, every_label.take(chosen_C), rows_B)
+    asked = every_label.take(chosen_C)
+    mixed = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.training.precision == "bf16")
+    sizes = [len(part) for part in np.array_split(rows_B.cpu(), min(pieces, len(rows_B)))]
+    with mixed:
+        tokens = [tokens_of(recogniser, piece) for piece in batch.split(sizes)]
         wants_teacher = config.loss.distillation or config.loss.kind == "em_pl"
-        teacher_BD = recogniser.teacher(tokens_BNW)[0] if wants_teacher else recognised.glob_BD.detach()
+        teachers = [recogniser.teacher(tokens_BNW)[0] for tokens_BNW in tokens] if wants_teacher else None
+    rows = rows_B.split(sizes)
+    # of the step, so that one who goes on inside an epoch draws the same masks
+    seed = int(np.random.default_rng([config.training.seed, state.step, rank, 2]).integers(2**31))
+
+    def answer(piece: int) -> list[Tensor]:
+        """Logits, class tokens and, where there is one, the estimate of the labels."""
+        torch.manual_seed(seed + piece)
+        with mixed:
+            recognised, estimate_BC = learner(tokens[piece], asked, rows[piece])
+        answered = [recognised.scores.logits_BC, recognised.glob_BD]
+        return answered if estimate_BC is None else [*answered, estimate_BC]
+
+    def alone(piece: int) -> contextlib.AbstractContextManager[None]:
+        """Workers add their gradients together in the last piece alone."""
+        if isinstance(learner, nn.parallel.DistributedDataParallel) and piece < len(sizes) - 1:
+            return learner.no_sync()
+        return contextlib.nullcontext()
+
+    with alone(0):
+        first = answer(0)
+    with torch.no_grad():
+        others = [answer(piece) for piece in range(1, len(sizes))]
+    answered = [torch.cat(pieces).detach().requires_grad_() for pieces in zip(first, *others, strict=True)]
+    logits_BC, glob_BD, estimate_BC = [*answered, None][:3]
+    teacher_BD = torch.cat(teachers) if teachers else glob_BD.detach()
     known = losses.Known(
         states_BC=batch.states_BC[:, torch.as_tensor(task.positions)[chosen]].to(device),
         pseudo_BC=_chosen(_pseudo_labels(teacher_BD.float(), every_label.labels_CD, config), chosen_C),
@@ -250,11 +290,14 @@ def _step(
         epoch=state.epoch,
     )
     everyone = _AllWorkers(batch, device, workers)
-    main = losses.get_loss(config.loss.kind)(recognised.scores.logits_BC.float(), known, config.loss, everyone)
-    kept = everyone.mean(losses.distillation(recognised.glob_BD.float(), teacher_BD.float()))
+    main = losses.get_loss(config.loss.kind)(logits_BC.float(), known, config.loss, everyone)
+    kept = everyone.mean(losses.distillation(glob_BD.float(), teacher_BD.float()))
     loss = main + config.loss.distillation * kept
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    of_pieces = zip(*(values.split(sizes) for values in torch.autograd.grad(loss, answered)), strict=True)
+    for piece, gradient in enumerate(of_pieces):
+        with alone(piece):
+            torch.autograd.backward(first if piece == 0 else answer(piece), gradient)
     trained = [parameter for parameter in learner.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     if config.optim.clip_norm is not None:
@@ -309,7 +352,7 @@ def label_subset(num_labels: int, fraction: float, seed: int, step: int) -> Tens
 def tokens_of(recogniser: Recogniser, batch: Batch) -> Tensor:
     """The tokens at the frozen seam: those held, or computed from the pictures."""
     if batch.tokens_BNW is not None:
-        return batch.tokens_BNW.to(recogniser.device)
+        return batch.tokens_BNW.to(recogniser.device).float()  # 16 bits each where they come from a folder of features
     assert batch.pixels_BHWC is not None
     return recogniser.backbone.encode_frozen(batch.pixels_BHWC.to(recogniser.device))
 

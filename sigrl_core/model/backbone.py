@@ -12,6 +12,7 @@ so that whatever is frozen is computed once: the distillation teacher is a copy 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import warnings
@@ -98,6 +99,16 @@ class Backbone(nn.Module):
         for block in self.clip.visual.transformer.resblocks[: self.seam]:
             tokens_BNW = block(tokens_BNW)
         return tokens_BNW
+
+    def frozen_sha256(self) -> str:
+        """Hash of all that `encode_frozen` depends on: two backbones with the same one give the same tokens."""
+        blocks = [f"transformer.resblocks.{number}." for number in range(self.seam)]
+        below = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.", *blocks)
+        told = hashlib.sha256(repr((self.image_size, self.mean, self.std, self.seam)).encode())
+        for name, value in sorted(self.clip.visual.state_dict().items()):
+            if name.startswith(below):
+                told.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return told.hexdigest()
 
     def finish(self, tokens_BNW: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B,N,W] -> class token g [B,D] and patch tokens X [B,P,D], normed and projected, not L2-normalised."""

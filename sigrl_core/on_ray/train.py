@@ -39,7 +39,7 @@ from sigrl_core.checkpoint import publish_checkpoint
 from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.config_json import from_json, to_json
 from sigrl_core.errors import ConfigError, NotFiniteError, PreemptedError, ShardError, SigrlError
-from sigrl_core.experiment import Experiment, rows_of
+from sigrl_core.experiment import Experiment, check_features, rows_of
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.losses import get_loss
@@ -74,7 +74,7 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     validation = storage.absolute(validation) if validation else None
     folder = ShardFolder.open(data)
     config, label_files = _with_label_files(config, folder.vocabulary)
-    _check(config, folder, ShardFolder.open(validation) if validation else None)
+    _check(config, folder, validation_folder := ShardFolder.open(validation) if validation else folder)
     run = {
         "config": json.loads(to_json(config)),
         **label_files,
@@ -86,7 +86,8 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     result = storage.join(out, "checkpoint")
     if begun and storage.exists(storage.join(result, "manifest.json")):
         return result
-    load_backbone(config.backbone)  # missing weights stop here, before `out` is taken, and a download happens once
+    backbone = load_backbone(config.backbone)  # what is missing or does not fit stops here, and a download happens once
+    check_features(backbone, folder, validation_folder)
     if not begun:
         storage.make_folder(out)
         storage.write_json(storage.join(out, "run.json"), run)
@@ -100,7 +101,7 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
                 "data": data,
                 "validation": validation,
                 "out": out,
-                "save_every": scale.save_every,
+                "scale": scale,
                 "progress": progress,
             },
             torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
@@ -153,11 +154,16 @@ def _with_label_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunCon
     return config, hashes
 
 
-def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder | None) -> None:
+def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder) -> None:
     get_loss(config.loss.kind)
+    if folder.kind == "features" and config.training.augment != "none":
+        raise ConfigError(
+            f"training.augment is {config.training.augment!r}, but {folder.uri} holds features, which cannot be "
+            "augmented; add --training.augment none"
+        )
     if not folder.vocabulary.positions("seen"):
         raise ShardError(f"{folder.uri}: its vocabulary has no seen labels; run preprocess.py with labels to train on")
-    if validation and validation.vocabulary.hash != folder.vocabulary.hash:
+    if validation.vocabulary.hash != folder.vocabulary.hash:
         raise ShardError(
             f"{validation.uri}: vocabulary {validation.vocabulary.hash[:8]}, "
             f"{folder.uri} has {folder.vocabulary.hash[:8]}; "
@@ -244,7 +250,8 @@ def _train(setup: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    experiment = Experiment(config, setup["data"], setup["validation"], mine, device)
+    decoders = int(setup["scale"].cpus_per_worker) - 1
+    experiment = Experiment(config, setup["data"], setup["validation"], mine, device, max(0, decoders))
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
             experiment.resume(Path(saved))
@@ -261,7 +268,7 @@ def _train(setup: dict[str, Any]) -> None:
             told = metrics or {SELECTION: -1.0}  # inside an epoch: worse than any
             ray.train.report(told, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state.step:08d}")
 
-    if not experiment.fit(report, log.step if log else lambda step, metrics: None, setup["save_every"]):
+    if not experiment.fit(report, log.step if log else lambda step, metrics: None, setup["scale"]):
         raise PreemptedError(f"{setup['out']}: saved at step {experiment.state.step}; the same command goes on")
 
 

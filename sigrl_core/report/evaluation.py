@@ -9,7 +9,7 @@ import numpy as np
 
 from sigrl_core import storage
 from sigrl_core.config import EvaluateConfig
-from sigrl_core.evaluation import Evaluation, evaluate
+from sigrl_core.evaluation import Evaluation, evaluate, measured_rows
 from sigrl_core.metrics import precision_recall_curve
 from sigrl_core.progress import progress_line
 from sigrl_core.records import PRESENT, ShardFolder
@@ -68,7 +68,8 @@ def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, hi
         ShardError: `folder` is not what was evaluated.
         StorageError: `out` cannot be written.
     """
-    metrics = evaluation.metrics
+    metrics, source = evaluation.metrics, folder.pictures()
+    rows = None if source is None else measured_rows(source)
     sections = [
         Section("headline", "Headline", headline.section(metrics)),
         Section("training", "Training", _training(history)),
@@ -76,8 +77,8 @@ def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, hi
         Section("curves", "Precision and recall", _curves(evaluation)),
         Section("calibration", "Calibration", _calibration(evaluation)),
         Section("graph", "Label graph", label_graph(evaluation, tagger)),
-        Section("pictures", "Pictures and their tags", pictures(evaluation, folder), "Pictures"),
-        Section("heat", "Where labels fit", heat_maps(evaluation, folder, tagger), "Heat maps"),
+        Section("pictures", "Pictures and their tags", pictures(evaluation, rows), "Pictures"),
+        Section("heat", "Where labels fit", heat_maps(evaluation, rows, tagger), "Heat maps"),
         Section("run", "This run", _facts(evaluation, tagger)),
     ]
     page = whole_page("SigRL evaluation", headline.lead(metrics), sections)

@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from sigrl_core import images
+from sigrl_core.batches import Rows
 from sigrl_core.errors import ShardError
 from sigrl_core.evaluation import Evaluation
 from sigrl_core.heat_map import draw
-from sigrl_core.records import ABSENT, PRESENT, UNKNOWN, ShardFolder
+from sigrl_core.records import ABSENT, PRESENT, UNKNOWN
 from sigrl_core.report.markup import counted, escape, legend, marked, note
 from sigrl_core.report.pictures import data_uri, thumbnail
 from sigrl_core.tagger import Tagger, top_tags
@@ -25,10 +26,16 @@ HEAT_MAP = 160
 JUDGEMENTS = {PRESENT: ("right", "✓"), ABSENT: ("wrong", "✗"), UNKNOWN: ("unknown", "?")}
 
 
-def pictures(evaluation: Evaluation, folder: ShardFolder) -> str:
+GONE = "The features that were evaluated have no pictures beside them any more."
+
+
+def pictures(evaluation: Evaluation, rows: Rows | None) -> str:
+    """A few of the rows evaluated, each with its best labels."""
+    if rows is None:
+        return note(GONE)
     total = len(evaluation.uris)
     numbers = sorted({round(number) for number in np.linspace(0, total - 1, min(NUM_PICTURES, total))})
-    jpegs = _read(evaluation, folder, numbers)
+    jpegs = _read(evaluation, rows, numbers)
     cards = [_card(evaluation, number, jpeg) for number, jpeg in zip(numbers, jpegs, strict=True)]
     words = {"right": "right", "wrong": "wrong", "unknown": "not annotated"}
     signs = [(f'<span class="{kind}">{sign}</span>', words[kind]) for kind, sign in JUDGEMENTS.values()]
@@ -42,23 +49,25 @@ def pictures(evaluation: Evaluation, folder: ShardFolder) -> str:
     )
 
 
-def heat_maps(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger) -> str:
+def heat_maps(evaluation: Evaluation, rows: Rows | None, tagger: Tagger) -> str:
     """A few pictures, each followed by where its best labels fit."""
+    if rows is None:
+        return note(GONE)
     total = len(evaluation.uris)
     numbers = sorted({round(number) for number in np.linspace(0, total - 1, min(NUM_HEAT_MAPS, total))})
-    jpegs = list(_read(evaluation, folder, numbers))
+    jpegs = list(_read(evaluation, rows, numbers))
     told = tagger.tag(jpegs, evaluation.vocabulary, top_k=MIN_TAGS, heat_maps=True)
-    rows = ""
+    items = ""
     for number, jpeg, tags in zip(numbers, jpegs, told, strict=True):
         seen = images.centre_crop_array(jpeg, HEAT_MAP)
         uri = escape(evaluation.uris[number])
-        rows += (
+        items += (
             f'<li><img src="{data_uri(Image.fromarray(seen))}" alt="What the model sees of {uri}" title="{uri}"></li>'
         )
         for name, map_HW in zip(tags.labels, tags.heat_maps, strict=True):
             split = evaluation.vocabulary.labels[evaluation.vocabulary.index[name]].split
             source, label = data_uri(draw(map_HW, seen)), escape(name)
-            rows += (
+            items += (
                 f'<li><img src="{source}" alt="Where {label} fits in picture {number + 1}">'
                 f'<p class="name">{marked(name, split)}</p></li>'
             )
@@ -67,21 +76,19 @@ def heat_maps(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger) -> st
             f"{counted(len(numbers), 'picture')}, the square that the model sees, and where its {MIN_TAGS} best labels "
             "fit: bright is where a label fits best in that picture, whether or not it is there."
         )
-        + f'<ul class="pictures heat">{rows}</ul>'
+        + f'<ul class="pictures heat">{items}</ul>'
     )
 
 
-def _read(evaluation: Evaluation, folder: ShardFolder, numbers: Sequence[int]) -> Iterator[bytes]:
-    """The pictures of some rows, in row order, one shard in memory at a time."""
-    for shard, rows in folder.by_shard(numbers):
-        first = sum(folder.shard_rows[:shard])
-        for row, found in zip(rows, folder.read_shard(shard, ["uri", "image"]).take(rows).to_pylist(), strict=True):
-            if found["uri"] != (expected := evaluation.uris[first + row]):
-                raise ShardError(
-                    f"{folder.uri}: row {first + row} is {found['uri']}, but {expected} was evaluated; "
-                    "run evaluate.py again"
-                )
-            yield found["image"]
+def _read(evaluation: Evaluation, rows: Rows, numbers: Sequence[int]) -> Iterator[bytes]:
+    """The pictures of some rows."""
+    for number in numbers:
+        uri, jpeg, _ = rows.read(number)
+        if uri != (expected := evaluation.uris[number]):
+            raise ShardError(
+                f"{rows.folder.uri}: row {number} is {uri}, but {expected} was evaluated; run evaluate.py again"
+            )
+        yield jpeg
 
 
 def _card(evaluation: Evaluation, number: int, jpeg: bytes) -> str:

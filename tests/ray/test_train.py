@@ -20,7 +20,7 @@ import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load
 
-from sigrl_core.batches import Rows
+from sigrl_core.batches import Rows, num_steps
 from sigrl_core.config import PreprocessConfig, RunConfig, ScaleConfig
 from sigrl_core.demo import toybox
 from sigrl_core.demo.corpus import write_corpus
@@ -122,6 +122,18 @@ def test_the_number_of_workers_changes_no_loss(trained: dict[int, Path]) -> None
             {key: together[key] for key in measured}, rel=TOLERANCE
         )
     assert len({row["train/loss"] for row in one}) == 3  # it moves: equal curves are no equal constants
+
+
+def test_processes_that_decode_change_nothing(
+    shards: Path, augmented: RunConfig, trained: dict[int, Path], tmp_path: Path
+) -> None:
+    folder = ShardFolder.open(str(shards))
+    rows = len(Rows(folder, "train", folder.vocabulary.positions("seen")))
+    steps = num_steps(rows, augmented.training.batch_size)
+    config = dataclasses.replace(augmented, training=dataclasses.replace(augmented.training, max_steps=steps))
+    train(config, ScaleConfig(workers=1, cpus_per_worker=3), str(shards), None, str(tmp_path / "run"))
+    (found,) = epochs_of(tmp_path / "run")
+    assert compared(found) == compared(epochs_of(trained[1])[0])
 
 
 def test_the_checkpoint_is_the_best_epoch_and_tags(trained: dict[int, Path], corpus: Path) -> None:

@@ -1,6 +1,10 @@
 """Batches: which rows, in which order, seen how; nothing depends on workers or on timing."""
 
 import io
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,16 +19,16 @@ from sigrl_core.batches import (
     HeldFeatures,
     Rows,
     Slice,
-    augmented,
     epoch_batches,
     num_steps,
-    picture_batch,
+    read_batch,
 )
 from sigrl_core.config import BackboneConfig
+from sigrl_core.decoding import Decoders, augmented
 from sigrl_core.errors import ShardError
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.records import ShardFolder
-from tests.conftest import random_states, vocabulary_of, write_shards
+from tests.conftest import REPOSITORY, random_states, vocabulary_of, write_shards
 
 pytestmark = pytest.mark.unit
 
@@ -134,7 +138,7 @@ def test_no_rows(tmp_path: Path) -> None:
         assert len(rows) == len(rows.order(0, 0)) == 0
         assert epoch_of(rows, rows.order(0, 0), 4, 2) == [[], []]
         with pytest.raises(ShardError, match="no rows to train on or to measure"):
-            HeldFeatures.compute(rows, 48, lambda pixels: pixels)
+            HeldFeatures.compute(rows, 48, lambda batch: batch.rows_B)
 
 
 def test_an_error_while_a_batch_is_made_is_raised(many: Rows) -> None:
@@ -151,7 +155,7 @@ def test_an_error_while_a_batch_is_made_is_raised(many: Rows) -> None:
 def test_without_augmentation_a_picture_is_seen_as_clip_sees_it(toybox_shards: ShardFolder) -> None:
     rows = Rows(toybox_shards)
     for size in (48, 32):
-        batch = picture_batch(rows, np.array([7, 0, 39]), size)
+        batch = read_batch(rows, np.array([7, 0, 39]), size)
         assert batch.pixels_BHWC is not None
         for pixels, number in zip(batch.pixels_BHWC.numpy(), (7, 0, 39), strict=True):
             np.testing.assert_array_equal(pixels, images.centre_crop_array(rows.read(number)[1], size))
@@ -162,7 +166,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_row(toybox_shards: ShardFo
     def seen(numbers: list[int], epoch: int = 0, seed: int = 0) -> dict[int, bytes]:
         torch.manual_seed(len(numbers))  # the state of no generator matters
         np.random.seed(len(numbers))
-        batch = picture_batch(Rows(toybox_shards), np.array(numbers), 48, augmentation, (seed, epoch))
+        batch = read_batch(Rows(toybox_shards), np.array(numbers), 48, augmentation, (seed, epoch))
         assert batch.pixels_BHWC is not None
         return {n: p.numpy().tobytes() for n, p in zip(numbers, batch.pixels_BHWC, strict=True)}
 
@@ -179,7 +183,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_row(toybox_shards: ShardFo
 def test_rows_of_one_picture_are_seen_differently(tmp_path: Path, make_picture, encoded, augmentation) -> None:
     jpegs = [encoded(make_picture(0, 60, 44))] * 20
     rows = Rows(write_shards(tmp_path / "shards", VOCABULARY, random_states(20, 3), jpegs))
-    pixels = picture_batch(rows, np.arange(20), 32, augmentation, (0, 0)).pixels_BHWC
+    pixels = read_batch(rows, np.arange(20), 32, augmentation, (0, 0)).pixels_BHWC
     assert pixels is not None
     assert pixels.shape == (20, 32, 32, 3)
     assert pixels.dtype == torch.uint8
@@ -201,13 +205,49 @@ def test_pictures_of_any_shape_can_be_augmented(make_picture, encoded, width: in
         assert augmented(picture, 24, "randaugment", (0, 0, row)).shape == (24, 24, 3)
 
 
+@pytest.mark.parametrize("augmentation", ["none", "randaugment"])
+def test_processes_decode_to_the_same_pictures(toybox_shards: ShardFolder, augmentation) -> None:
+    rows, decoders = Rows(toybox_shards), Decoders(3)
+    for numbers in (np.arange(20), np.array([5, 7])):
+        here = read_batch(rows, numbers, 48, augmentation, (0, 3))
+        there = read_batch(rows, numbers, 48, augmentation, (0, 3), decoders)
+        assert torch.equal(here.pixels_BHWC, there.pixels_BHWC)
+
+
+KILLED = """
+import sys, time
+from sigrl_core.decoding import Decoders
+if __name__ == "__main__":
+    decoders = Decoders(2)
+    decoders.decode([open(sys.argv[1], "rb").read()] * 4, 32, "none", [[0]] * 4)
+    print(*decoders._pool._processes, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_process_outlives_a_killed_worker(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "worker.py"), str(pictures / "cat" / "00.jpg")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
+        assert worker.stdout is not None
+        numbers = [int(number) for number in worker.stdout.readline().split()]
+        assert len(numbers) == 2
+        assert all(Path(f"/proc/{number}").exists() for number in numbers)
+        worker.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{number}").exists() for number in numbers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_held_features_are_what_encoding_on_the_fly_gives(toybox_shards: ShardFolder) -> None:
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=1))
     rows = Rows(toybox_shards)
-    held = HeldFeatures.compute(rows, 48, backbone.encode_frozen, batch_size=16)
+    held = HeldFeatures.compute(rows, 48, lambda batch: backbone.encode_frozen(batch.pixels_BHWC), batch_size=16)
     numbers = np.array([3, 39, 0, 3])
-    found, expected = held.batch(numbers), picture_batch(rows, numbers, 48)
+    found, expected = held.batch(numbers), read_batch(rows, numbers, 48)
     assert expected.pixels_BHWC is not None
     assert found.pixels_BHWC is None
     torch.testing.assert_close(found.tokens_BNW, backbone.encode_frozen(expected.pixels_BHWC), rtol=1e-5, atol=1e-5)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sigrl_core import presets
-from sigrl_core.batches import Rows, Slice, epoch_batches, picture_batch
+from sigrl_core.batches import Rows, Slice, epoch_batches, read_batch
 from sigrl_core.command_line import preset_and_flags
-from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, RunConfig
+from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, RunConfig, ScaleConfig
 from sigrl_core.config_json import from_json, to_json
 from sigrl_core.corpora import told
 from sigrl_core.errors import ConfigError
@@ -115,12 +115,13 @@ def test_every_benchmark_trains_on_its_labels(name: str, tmp_path: Path) -> None
             rows.order(0, epoch),
             4,
             Slice(),
-            lambda numbers: picture_batch(rows, numbers, 48, config.training.augment, (0, epoch)),
+            lambda numbers: read_batch(rows, numbers, 48, config.training.augment, (0, epoch)),
             first,
         ),
         lambda recogniser: {},
         lambda metrics, state: None,
         config,
+        ScaleConfig(),
         on_step=lambda step, metrics: told_of.append(metrics),
     )
     assert len(told_of) == 2

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, picture_batch
+from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, num_steps, read_batch
 from sigrl_core.checkpoint import load_weights, save_checkpoint
 from sigrl_core.config import (
     BackboneConfig,
@@ -24,6 +25,7 @@ from sigrl_core.config import (
     OptimConfig,
     ReconstructionConfig,
     RunConfig,
+    ScaleConfig,
     ScoringConfig,
     TrainingConfig,
 )
@@ -34,7 +36,7 @@ from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.optim import parameter_groups, set_learning_rate, trained_of, what_trains
 from sigrl_core.records import ShardFolder
-from sigrl_core.training import Metrics, Task, TrainingState, fit, label_subset
+from sigrl_core.training import Metrics, Task, TrainingState, fit, label_subset, tokens_of
 from sigrl_core.training_state import load_training_state, save_training_state
 from tests.conftest import without_clock, write_shards
 
@@ -42,6 +44,7 @@ pytestmark = pytest.mark.unit
 
 ALL = Slice()
 REPOSITORY = Path(__file__).parents[2]
+EVERY_EPOCH, EVERY_STEP = ScaleConfig(), ScaleConfig(save_every=1)
 
 CONFIG = RunConfig(
     backbone=BackboneConfig(name="toybox-vit", pretrained="random", frozen_blocks=1, prompt_templates=("a {}",)),
@@ -109,19 +112,21 @@ def train(
     mine: Slice = ALL,
     num_rows: int | None = None,
     on_report: Callable[[TrainingState], None] = lambda state: None,
-    save_every: int | None = None,
+    scale: ScaleConfig = EVERY_EPOCH,
     leave_at: int | None = None,
 ) -> Record:
     """Trains on the first `num_rows` pictures of a folder, validating on the same."""
     rows = Rows(folder, "all")
     count = len(rows) if num_rows is None else num_rows
     seen = folder.vocabulary.positions("seen")
-    backbone, batch_size = state.recogniser.backbone, config.training.batch_size
+    batch_size = config.training.batch_size
     asked = state.recogniser.ask(folder.vocabulary.subset("seen"))
-    held = HeldFeatures.compute(rows, 48, backbone.encode_frozen) if config.training.hold_features else None
+    held = None
+    if config.training.hold_features:
+        held = HeldFeatures.compute(rows, 48, lambda batch: tokens_of(state.recogniser, batch))
 
     def batches(order: np.ndarray, augment: Any, seed: tuple[int, int], first: int = 0) -> Iterable[Batch]:
-        make = held.batch if held else lambda numbers: picture_batch(rows, numbers, 48, augment, seed)
+        make = held.batch if held else lambda numbers: read_batch(rows, numbers, 48, augment, seed)
         return epoch_batches(rows, order[order < count], batch_size, mine, make, first)
 
     def evaluate(recogniser: Recogniser) -> Metrics:
@@ -149,8 +154,8 @@ def train(
         evaluate,
         report,
         config,
+        scale,
         on_step,
-        save_every,
     )
     return record
 
@@ -336,7 +341,7 @@ def test_training_that_is_taken_up_again_ends_the_same(
                 save_checkpoint(tmp_path / "checkpoint", state.recogniser, config, {})
             save_training_state(tmp_path / "state", state)
 
-    whole = train(shards, config, straight, num_rows=20, on_report=save_once, save_every=1)
+    whole = train(shards, config, straight, num_rows=20, on_report=save_once, scale=EVERY_STEP)
 
     torch.manual_seed(99)
     again = fresh(config)
@@ -371,7 +376,7 @@ def test_the_average_follows_the_weights(toybox_shards: ShardFolder) -> None:
         with state.average.in_place_of(state.recogniser):
             seen.append({name: value.detach().clone() for name, value in weights.items()})
 
-    train(toybox_shards, config, state, num_rows=24, on_report=on_report, save_every=1)
+    train(toybox_shards, config, state, num_rows=24, on_report=on_report, scale=EVERY_STEP)
     assert len(seen) == 3
     for name, value in follow.items():
         torch.testing.assert_close(seen[-1][name], value, msg=name)
@@ -400,10 +405,11 @@ def test_slices_of_a_batch_sum_to_its_gradient(toybox_shards: ShardFolder) -> No
 
 
 def data_parallel(kind: str) -> RunConfig:
-    """11 rows in steps of 5, 5, 1, 5, 5: two workers have 3 and 2 rows of most, and one of them none of the third."""
+    """11 rows in 20 steps of 5, 5, 1, 5, 5 and so on: two workers have 3 and 2 rows of most, one of them none of each
+    third."""
     return changed(
         loss={"kind": kind, "soft_warmup_epochs": 1, "soft_weight": 0.5, "rejection": 0.2},
-        training={"epochs": 2, "batch_size": 5, "max_steps": 5, "label_fraction": 0.5},
+        training={"epochs": 7, "batch_size": 5, "max_steps": 20, "label_fraction": 0.5},
     )
 
 
@@ -427,7 +433,8 @@ def worker(rank: int, workers: int, data: dict[str, str], out: str) -> None:
     for kind, uri in data.items():
         config = data_parallel(kind)
         state = data_parallel_start(config)
-        record = train(ShardFolder.open(uri), config, state, Slice(rank=rank, workers=workers), num_rows=11)
+        mine, scale = Slice(rank=rank, workers=workers), ScaleConfig(pieces=2)
+        record = train(ShardFolder.open(uri), config, state, mine, num_rows=11, scale=scale)
         save_file(remembered_by(state), f"{out}/{kind}{rank}.safetensors")
         Path(f"{out}/{kind}{rank}.json").write_text(json.dumps([record.losses, record.epochs[-1]["validation/map"]]))
     dist.destroy_process_group()
@@ -437,7 +444,7 @@ KINDS = ("ranking", "epr", "role", "em_apl", "em_pl", "ll_r")
 """Statistics of the whole batch, labels remembered row by row, gathered from all workers: one of each."""
 
 
-def test_two_processes_train_what_one_does(
+def test_two_processes_in_two_pieces_train_what_one_does_at_once(
     toybox_shards: ShardFolder, single_positive_shards: ShardFolder, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.syspath_prepend(REPOSITORY)  # the processes import this file
@@ -458,8 +465,39 @@ def test_two_processes_train_what_one_does(
         assert told[0] == told[1]
         losses, validation = told[0]
         assert losses == pytest.approx(record.losses, rel=1e-5), kind
-        assert len(losses) == 5
+        assert len(losses) == 20
         assert validation == pytest.approx(record.epochs[-1]["validation/map"], abs=1e-6)
+
+
+def test_pieces_come_back_with_the_masks_that_they_went_with(toybox_shards: ShardFolder) -> None:
+    config = changed(graph={"dropout": 0.5}, training={"max_steps": 1})
+    state, logits = fresh(config), list[Tensor]()
+    hook = state.recogniser.register_forward_hook(lambda *told: logits.append(told[-1].scores.logits_BC.detach()))
+    train(toybox_shards, config, state, num_rows=8, scale=ScaleConfig(pieces=3))
+    hook.remove()
+    assert [len(piece) for piece in logits[:5]] == [3, 3, 2, 3, 2]  # the first is not asked again
+    assert torch.equal(logits[1], logits[3])
+    assert torch.equal(logits[2], logits[4])
+
+
+def test_more_pieces_than_pictures(toybox_shards: ShardFolder) -> None:
+    config = changed(training={"max_steps": 2, "batch_size": 3})
+    whole, pieces = data_parallel_start(config), data_parallel_start(config)
+    train(toybox_shards, config, whole, num_rows=4)
+    train(toybox_shards, config, pieces, num_rows=4, scale=ScaleConfig(pieces=100))
+    for name, expected in parameters_of(whole).items():
+        torch.testing.assert_close(parameters_of(pieces)[name], expected, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.soak
+def test_compiled_it_learns_the_same(toybox_shards: ShardFolder, soak: bool) -> None:
+    if not soak or shutil.which("g++") is None:
+        pytest.skip("compiles for two minutes, with a C++ compiler: make soak")
+    config = changed(training={"epochs": 1})
+    plain, compiled = data_parallel_start(config), data_parallel_start(config)
+    expected = train(toybox_shards, config, plain, num_rows=20).losses
+    found = train(toybox_shards, config, compiled, num_rows=20, scale=ScaleConfig(compile=True)).losses
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 # ---- it stops where it must ----
