@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,25 @@ from sigrl_core.checkpoint import load_weights, save_checkpoint
 from sigrl_core.config import GraphConfig, RunConfig, ScaleConfig
 from sigrl_core.decoding import Augmentation, Decoders
 from sigrl_core.evaluation import validate
+from sigrl_core.heat_map import draw, heat_map
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.model.backbone import Backbone, load_backbone
 from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.model.scoring import patch_fits
 from sigrl_core.records import ShardFolder
 from sigrl_core.training import OnStep, Report, Task, TrainingState, fit, tokens_of
 from sigrl_core.training_state import load_training_state, save_training_state
+
+NUM_EXAMPLES = 4
+
+
+class Example(NamedTuple):
+    """A picture beside where a label fits in it, uint8 [H, 2 W, 3]."""
+
+    uri: str
+    label: str
+    pixels_HWC: np.ndarray
 
 
 class Experiment:
@@ -83,6 +95,32 @@ class Experiment:
             scale or ScaleConfig(),
             on_step,
         )
+
+    @torch.no_grad()
+    def examples(self) -> list[Example]:
+        """A few validation pictures and where their best seen label fits, as of now; none where these are features."""
+        rows, recogniser = self.validation.rows, self.state.recogniser
+        if rows.folder.kind == "features" or not len(rows):
+            return []
+        batch = read_batch(rows, np.arange(min(NUM_EXAMPLES, len(rows))), self.validation.size)
+        asked = self.task.asked.to(recogniser.device)
+        with self.state.average.in_place_of(recogniser):
+            scores = recogniser(tokens_of(recogniser, batch), asked).scores
+            labels_CD = recogniser.embedded(asked).labels_CD
+        best_B = scores.scores_BC.argmax(1)
+        fits_BP = patch_fits(scores.patches_BPD, labels_CD[best_B][:, None])[:, 0].float().cpu().numpy()
+        names = rows.folder.vocabulary.subset("seen").names
+        assert batch.pixels_BHWC is not None
+        return [
+            Example(
+                uri,
+                names[best],
+                np.hstack([picture, np.asarray(draw(heat_map(fit_P, recogniser.backbone.grid), picture))]),
+            )
+            for uri, best, picture, fit_P in zip(
+                batch.uris, best_B.tolist(), batch.pixels_BHWC.numpy(), fits_BP, strict=True
+            )
+        ]
 
     def save(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Writes `checkpoint/` and what `resume` needs into an existing folder."""

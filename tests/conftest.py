@@ -136,6 +136,7 @@ def write_shards(
     jpegs: Sequence[bytes] | None = None,
     rows_per_shard: int = 5,
     validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
 ) -> ShardFolder:
     """A shard folder with these label states, of these pictures or of plain coloured ones."""
     (root / "shards").mkdir(parents=True)
@@ -167,7 +168,7 @@ def write_shards(
         "rows_out": len(rows),
         "quarantined": 0,
         "duplicates": 0,
-        "split": {"seed": 0, "validation": validation_fraction, "test": 0.0},
+        "split": {"seed": 0, "validation": validation_fraction, "test": test_fraction},
         "quarantine": {"name": "quarantine.parquet", "sha256": records.sha256_of(quarantine)},
         "shards": listed,
         "label_counts": records.count_states(states_NC, vocabulary),

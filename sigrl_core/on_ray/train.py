@@ -2,7 +2,7 @@
 
 OUT/run.json            what this folder trains, and on what; the same command goes on, another one is refused
 OUT/metrics.jsonl       one line an epoch
-OUT/tensorboard/        the same as scalars, losses by step
+OUT/tensorboard/        the same as scalars, losses by step; a few pictures, each with where its best label fits
 OUT/checkpoint/         the best epoch, for evaluate.py, tag.py and serve.py; written when training has ended
 OUT/state/              Ray Train's own: what resuming needs
 OUT/not_finite.json     the pictures of a step whose loss was no number, where training stopped for that
@@ -18,7 +18,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from sigrl_core.checkpoint import publish_checkpoint
 from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.config_json import from_json, to_json
 from sigrl_core.errors import ConfigError, NotFiniteError, PreemptedError, ShardError, SigrlError
-from sigrl_core.experiment import Experiment, check_features, rows_of
+from sigrl_core.experiment import Example, Experiment, check_features, rows_of
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.losses import get_loss
@@ -262,7 +262,7 @@ def _train(setup: dict[str, Any]) -> None:
             checkpoint = None
             if log is not None:
                 if metrics is not None:
-                    log.epoch(metrics)
+                    log.epoch(metrics, experiment.examples())
                 experiment.save(Path(local), {"selected": metrics or {}, "history": log.history})
                 checkpoint = ray.train.Checkpoint.from_directory(local)
             told = metrics or {SELECTION: -1.0}  # inside an epoch: worse than any
@@ -301,9 +301,13 @@ class _Log:
             self.writer.add_scalar(f"step/{name}", value, step)
         return self.progress.reach(step, f"loss {metrics['loss']:.4f}")
 
-    def epoch(self, metrics: Metrics) -> None:
+    def epoch(self, metrics: Metrics, examples: Sequence[Example]) -> None:
+        epoch = int(metrics["epoch"])
         for name, value in metrics.items():
-            self.writer.add_scalar(name, value, int(metrics["epoch"]))
+            self.writer.add_scalar(name, value, epoch)
+        for uri, label, pixels_HWC in examples:
+            self.writer.add_image(f"pictures/{uri}", pixels_HWC, epoch, dataformats="HWC")
+            self.writer.add_text(f"pictures/{uri}", label, epoch)
         self.writer.flush()
         self.lines = [line for line in self.lines if json.loads(line)["epoch"] < metrics["epoch"]]
         self.lines.append(json.dumps(metrics, sort_keys=True))

@@ -82,6 +82,10 @@ def heat_maps(evaluation: Evaluation, rows: Rows | None, tagger: Tagger) -> str:
 
 def _read(evaluation: Evaluation, rows: Rows, numbers: Sequence[int]) -> Iterator[bytes]:
     """The pictures of some rows."""
+    if len(rows) != len(evaluation.uris):
+        raise ShardError(
+            f"{rows.folder.uri}: has {len(rows)} rows, but {len(evaluation.uris)} were evaluated; run evaluate.py again"
+        )
     for number in numbers:
         uri, jpeg, _ = rows.read(number)
         if uri != (expected := evaluation.uris[number]):

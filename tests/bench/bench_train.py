@@ -215,10 +215,10 @@ def main() -> None:
         preset,
         training=replace(preset.training, epochs=4, hold_features=False, augment="crop_flip", batch_size=32),
     )
-    data = shards(out, 1500, 96)
+    data = shards(out, 1000, 96)
     figures: dict[str, object] = measured(config, "toybox-vit", data, out, 1 if arguments.quick else 5, 40)
     long = replace(config, training=replace(config.training, epochs=20))
-    _, memory, _ = ours(long, shards(out, 300, 96), out / "run")
+    _, memory, _ = ours(long, shards(out, 120, 96), out / "run")
     figures["memory_growth"] = round(memory[-1] / memory[2] - 1, 4)
     print(f"peak MB of a worker after epochs 1, 3, 10, 20: {[round(memory[n]) for n in (0, 2, 9, 19)]}", flush=True)
     if not arguments.quick:

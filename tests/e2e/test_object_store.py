@@ -1,127 +1,27 @@
 """Photographs in and out of a real object store, while it fails and comes back; what it refuses is said clearly."""
 
 import hashlib
-import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from sigrl_core import storage
 from sigrl_core.errors import StorageError
 from sigrl_core.records import ShardFolder
 from tests.conftest import COCO160, REPOSITORY
+from tests.e2e.conftest import ADMIN, GUEST, Store, bucket_of
 from tests.photographs import write_photographs
 
 pytestmark = pytest.mark.e2e
 
-SERVER = REPOSITORY.parent / "shared" / "object_store" / "swift_s3.py"
 PREPROCESS = REPOSITORY / "pipelines" / "preprocess.py"
-ADMIN, GUEST = ("test:tester", "testing"), ("test:guest", "guest")
 SEEN_NAMES = ["a b.jpg", "ä/ü ö.jpg", "plus+percent%20.jpg", "Z/1.jpg", "a/1.jpg", "a-b/1.jpg"]
 ODD_NAMES = [*SEEN_NAMES, ".hidden/1.jpg", "a/.2.jpg"]
-
-
-@dataclass
-class Store:
-    """A running object store and its processes: account, container, object, proxy."""
-
-    root: Path
-    port: int
-    module: ModuleType
-    processes: list[subprocess.Popen]
-
-    def environment(self, credentials: tuple[str, str] = ADMIN) -> dict[str, str]:
-        key, secret = credentials
-        return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_ACCESS_KEY_ID": key,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_REGION": "us-east-1",
-        }
-
-    def client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{self.port}",
-            aws_access_key_id=ADMIN[0],
-            aws_secret_access_key=ADMIN[1],
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}),
-        )
-
-    def restart_proxy(self) -> None:
-        self.processes[3].terminate()  # not killed: that would leave its worker behind, which listens on
-        self.processes[3].wait()
-        with open(self.root / "proxy.log", "ab") as log:
-            command = ["swift-proxy-server", str(self.root / "etc" / "proxy.conf")]
-            environment = {**os.environ, "SWIFT_DIR": str(self.root / "etc")}
-            self.processes[3] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        self.wait_until_ready()
-
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert time.monotonic() < deadline, (self.root / "proxy.log").read_text()
-            time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Iterator[Store]:
-    if not SERVER.exists():
-        pytest.skip("no object store to test with: ../shared/object_store is not there")
-    spec = importlib.util.spec_from_file_location("swift_s3", SERVER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        port = module.free_port()
-        module.write_config(root, port, *ADMIN)
-        proxy = root / "etc" / "proxy.conf"
-        text = proxy.read_text()
-        proxy.write_text(text.replace(f"{ADMIN[1]} .admin\n", f"{ADMIN[1]} .admin\nuser_test_guest = {GUEST[1]}\n"))
-        store = Store(root, port, module, module.start(root))
-        try:
-            store.wait_until_ready()
-            yield store
-        finally:
-            for process in store.processes:
-                process.terminate()
-            for process in store.processes:
-                process.wait()
-
-
-@pytest.fixture
-def reached(store: Store, monkeypatch) -> Store:
-    """The store, which this process reaches by its environment."""
-    for name, value in store.environment().items():
-        monkeypatch.setenv(name, value)
-    return store
-
-
-def bucket_of(store: Store, name: str, folder: Path | None = None) -> str:
-    """A new bucket, with the files of a folder."""
-    store.client().create_bucket(Bucket=name)
-    for path in sorted(folder.rglob("*.jpg")) if folder else []:
-        store.client().put_object(Bucket=name, Key=str(path.relative_to(folder)), Body=path.read_bytes())
-    return f"s3://{name}"
 
 
 def test_a_bucket_is_listed_and_read_like_a_folder(reached: Store, tmp_path: Path) -> None:

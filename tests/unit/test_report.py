@@ -204,6 +204,19 @@ def test_pictures_of_another_folder_are_refused(tmp_path: Path) -> None:
     evaluation.uris[6] = "other.jpg"
     with pytest.raises(ShardError, match=r"row 6 is 006\.jpg, but other\.jpg was evaluated"):
         write_report(evaluation, folder, tagger, [], str(tmp_path / "out"))
+    fewer = write_shards(tmp_path / "fewer", COLOURS, random_states(3, 6))
+    with pytest.raises(ShardError, match="has 3 rows, but 7 were evaluated"):
+        write_report(evaluation, fewer, tagger, [], str(tmp_path / "out"))
+
+
+def test_of_a_test_split_its_own_pictures_are_shown(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", COLOURS, random_states(20, 6), test_fraction=0.4)
+    tagger = tagger_of(COLOURS)
+    evaluation = evaluate(tagger, {}, folder)
+    assert 0 < len(evaluation.uris) < 20
+    write_report(evaluation, folder, tagger, [], str(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert [uri for uri in evaluation.uris if f'title="{uri}"' not in page] == []
 
 
 def test_boxes_of_labels_do_not_touch() -> None:

@@ -1,0 +1,32 @@
+"""Processes that tests start and kill, and those below them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+
+def family(pid: int) -> dict[int, str]:
+    """Processes below one, and itself: pid -> command."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # it has just ended
+                continue
+            if status[0] != "Z":
+                parents[int(entry.name)] = (int(status[1]), command)
+    found = {pid}
+    while more := {child for child, (parent, _) in parents.items() if parent in found} - found:
+        found |= more
+    return {member: parents[member][1] for member in found if member in parents}
+
+
+def assert_gone(processes: dict[int, str], seconds: float = 60) -> None:
+    """Ray's agents look after their raylet now and then, and end some seconds after it."""
+    deadline = time.monotonic() + seconds
+    while alive := {pid: name[:80] for pid, name in processes.items() if family(pid).get(pid) == name}:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.2)

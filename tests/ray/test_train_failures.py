@@ -1,0 +1,226 @@
+"""Training whose processes and machines are killed goes on, to the same parameters; what is wrong is one line."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+from safetensors.torch import load
+
+from sigrl_core.errors import CheckpointError
+from sigrl_core.tagger import Tagger
+from tests.processes import assert_gone, family
+from tests.ray.conftest import compared, epochs_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+PIPELINE = Path(__file__).parents[2] / "pipelines" / "train.py"
+
+
+@pytest.fixture
+def start():
+    """`start_training`, and nothing of it is left when the test has failed."""
+    started: list[subprocess.Popen] = []
+
+    def start_and_note(*arguments: object, address: str | None = None) -> subprocess.Popen:
+        started.append(start_training(*arguments, address=address))
+        return started[-1]
+
+    yield start_and_note
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def start_training(out: Path, shards: Path, log: Path, *flags: object, address: str | None = None) -> subprocess.Popen:
+    """train.py as a user calls it, on a private Ray or the one of that address, with quick health checks; what it says
+    goes to `log`."""
+    settings = ["--backbone.pretrained", "random", "--graph.dropout", "0", "--training.batch-size", "8"]
+    full = [sys.executable, PIPELINE, "quickstart", "--data", shards, "--out", out, *settings, *flags]
+    environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    environment.pop("RAY_ADDRESS", None)
+    environment |= {"RAY_ADDRESS": address} if address else {}
+    with log.open("w") as file:
+        return subprocess.Popen([*map(str, full)], stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
+def latest_saved(out: Path) -> dict | None:
+    """The last checkpoint that Ray Train has noted, so that a run could go on from it; None before the first."""
+    noted = out / "state" / "checkpoint_manager_snapshot.json"
+    return json.loads(noted.read_text())["latest_checkpoint_result"] if noted.exists() else None
+
+
+def saved_epoch(out: Path) -> int:
+    latest = latest_saved(out)
+    return latest["metrics"]["epoch"] if latest else 0
+
+
+def saved_step(out: Path) -> int:
+    latest = latest_saved(out)
+    return int(latest["checkpoint_dir_name"].removeprefix("step_")) if latest else 0
+
+
+def test_a_killed_run_goes_on_and_a_killed_worker_is_replaced(shards: Path, tmp_path: Path, start) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = (out, shards, log, "--training.epochs", 20, "--scale.workers", 2)
+    killed = start(*command)
+    wait_for(lambda: saved_epoch(out), killed, log)
+    orphans = family(killed.pid)
+    assert any("raylet" in name for name in orphans.values())
+    killed.kill()
+    killed.wait()
+    assert_gone({pid: name for pid, name in orphans.items() if "ray::RayTrainWorker" in name})
+    before = (out / "metrics.jsonl").read_text().splitlines()
+    assert len(before) < 20
+    with pytest.raises(CheckpointError, match="has not finished"):
+        Tagger.load(str(out))
+
+    again = start(*command)
+    wait_for(lambda: len(epochs_of(out)) > len(before) + 1, again, log)
+    processes = family(again.pid)
+    workers = [pid for pid, name in processes.items() if "ray::RayTrainWorker" in name]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    assert again.wait(120) == 0, log.read_text()
+    after = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in after] == list(range(1, 21))
+    assert after[0] == before[0]  # seconds and all: the first epoch was never trained again
+    text = log.read_text()
+    assert text.splitlines()[-1] == f"checkpoint: {out}/checkpoint"
+    assert "Traceback" not in text
+    assert Tagger.load(str(out)).checkpoint.metrics["selected"] in map(json.loads, after)
+    assert_gone(orphans | processes)
+
+
+IN_STEPS = ("--training.batch-size", 2, "--training.epochs", 3, "--training.ema", 0.9, "--graph.dropout", 0.3)
+IN_STEPS += ("--training.no-hold-features", "--training.augment", "randaugment", "--scale.save-every", 5)
+
+
+def last_state(out: Path) -> dict[str, bytes]:
+    """Weights, moments and averages after the last step."""
+    (folder,) = [path for path in (out / "state").glob("step_*") if int(path.name[5:]) == saved_step(out)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.mark.soak
+def test_runs_that_end_inside_an_epoch_go_on_to_the_same_parameters(
+    shards: Path, tmp_path: Path, start, soak: bool
+) -> None:
+    """SIGKILL to the driver or a worker, SIGTERM to the driver, at random steps; with dropout and augmentation."""
+    command = (*IN_STEPS, "--scale.workers", 2)
+    whole = tmp_path / "whole"
+    assert start(whole, shards, tmp_path / "log", *command).wait(300) == 0, (tmp_path / "log").read_text()
+    expected, steps = last_state(whole), saved_step(whole)
+    assert {"checkpoint/weights.safetensors", "state/optimiser.safetensors", "state/weights.safetensors"} < set(
+        expected
+    )
+    rng = random.Random(20261125)
+    for run in range(9 if soak else 2):
+        kind = ("driver", "notice", "worker")[run % 3]
+        out, log = tmp_path / f"{run}", tmp_path / f"log {run}"
+        process = start(out, shards, log, *command)
+        enough = rng.randrange(1, steps * 2 // 3)
+        wait_for(lambda out=out, enough=enough: saved_step(out) >= enough, process, log)
+        members = family(process.pid)
+        if kind == "worker":
+            os.kill(next(pid for pid, name in members.items() if "ray::RayTrainWorker" in name), signal.SIGKILL)
+            assert process.wait(200) == 0, log.read_text()
+        else:
+            process.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGTERM)
+            assert process.wait(60) == (-signal.SIGKILL if kind == "driver" else 143), log.read_text()
+            stopped = saved_step(out)
+            assert enough <= stopped < steps
+            if kind == "notice":
+                assert log.read_text().splitlines()[-1] == f"{out}: saved at step {stopped}; the same command goes on"
+            assert_gone({pid: name for pid, name in members.items() if "ray::RayTrainWorker" in name})
+            again = start(out, shards, log, *command)
+            assert again.wait(200) == 0, log.read_text()
+        assert saved_step(out) == steps
+        found = last_state(out)
+        assert [name for name in expected if found[name] != expected[name]] == [], kind
+        assert found.keys() == expected.keys()
+        assert [compared(row) for row in epochs_of(out)] == [compared(row) for row in epochs_of(whole)]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that trains nothing, for the driver, and two machines with one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def workers_of(out: Path) -> list[int]:
+    """How many trained each epoch."""
+    return [row["workers"] for row in epochs_of(out)]
+
+
+def test_a_machine_that_leaves_is_done_without(
+    shards: Path, tmp_path: Path, start, cluster: Cluster, soak: bool
+) -> None:
+    """2 -> 1 workers, in the long form -> 2 again: the parameters of a run that never changed size."""
+    epochs = 12 if soak else 3
+    command = (*IN_STEPS, "--training.epochs", epochs, "--graph.dropout", 0, "--scale.workers", 2)
+    alone = tmp_path / "alone"
+    assert start(alone, shards, tmp_path / "log", *command).wait(300) == 0, (tmp_path / "log").read_text()
+
+    out, log = tmp_path / "out", tmp_path / "elastic log"
+    process = start(
+        out, shards, log, *command, "--scale.min-workers", 1, "--scale.resize-seconds", 2, address=cluster.address
+    )
+    wait_for(lambda: saved_step(out) >= 5, process, log)
+    cluster.remove_node(sorted(cluster.worker_nodes, key=str)[0], allow_graceful=False)
+    if soak:
+        wait_for(lambda: workers_of(out)[-1:] == [1], process, log)
+        cluster.add_node(num_cpus=1)
+    assert process.wait(500) == 0, log.read_text()
+    counts = workers_of(out)
+    assert 1 in counts, counts
+    assert not soak or counts[-1] == 2, counts
+    for row, expected in zip(epochs_of(out), epochs_of(alone), strict=True):
+        assert compared(row) == pytest.approx(compared(expected), rel=1e-3)
+    expected = load(last_state(alone)["checkpoint/weights.safetensors"])
+    for name, value in load(last_state(out)["checkpoint/weights.safetensors"]).items():
+        if name == "head.bias":  # a ranking's gradient for it is 0 but for rounding, and Adam makes whole steps of that
+            continue
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_an_error_on_a_worker_is_one_line(shards: Path, tmp_path: Path, start) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(out, shards, log, "--optim.lr", "1e30", "--scale.workers", 2)
+    assert process.wait(120) == 1, log.read_text()
+    lines = log.read_text().splitlines()
+    assert lines[0] == f"data = {shards}"
+    (error,) = [line for line in lines if not line.startswith("train: ") and " = " not in line]
+    assert re.fullmatch(
+        r"error: training: the loss of step \d+ is \S+, its gradient's norm \S+; pictures .* \.\.\.; "
+        r"lower optim.lr, or set optim.clip_norm",
+        error,
+    )
+    assert error == lines[-1]
+    found = json.loads((out / "not_finite.json").read_text())
+    assert f"step {found['step']} is {found['loss']}" in error
+    assert len(set(found["uris"])) == 8  # of both workers
+    assert not (out / "checkpoint").exists()
