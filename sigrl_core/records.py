@@ -303,10 +303,9 @@ class ShardFolder:
 def _read_manifest(uri: str) -> dict[str, Any]:
     where = storage.join(uri, "manifest.json")
     if not storage.exists(where):
-        if storage.exists(storage.join(uri, "plan.json")):
-            raise ShardError(
-                f"{uri}: what makes this folder has not finished (no manifest.json); run the same command again"
-            )
+        if storage.exists(plan := storage.join(uri, "plan.json")):
+            script = "cache_features.py" if "frozen_sha256" in storage.read_json(plan) else "preprocess.py"
+            raise ShardError(f"{uri}: {script} has not finished here (no manifest.json); run the same command again")
         raise ShardError(f"{uri}: no shard folder here (no manifest.json); make one with preprocess.py --out {uri}")
     try:
         manifest = storage.read_json(where)
