@@ -53,7 +53,7 @@ def start_training(out: Path, shards: Path, log: Path, *flags: object, address: 
         return subprocess.Popen([*map(str, full)], stdout=file, stderr=subprocess.STDOUT, env=environment)
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, log.read_text()
