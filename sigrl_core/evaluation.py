@@ -107,7 +107,8 @@ def evaluate(
                 f"{tagger.checkpoint.uri} has {vocabulary.hash[:8]}; compare checkpoints of one vocabulary"
             )
     check_vocabulary(folder, vocabulary, tagger.checkpoint.uri)
-    check_features(folder, tagger, *compare.values())
+    for each in (tagger, *compare.values()):
+        folder.check_features(each.recogniser.backbone.frozen_sha256, each.checkpoint.uri)
     rows = measured_rows(folder)
     if not len(rows):
         raise ShardError(f"{folder.uri}: no pictures to measure; run preprocess.py on a corpus with readable pictures")
@@ -192,7 +193,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     """
     tagger, folder = Tagger.load(config.checkpoint), ShardFolder.open(config.data)
     check_vocabulary(folder, tagger.vocabulary, tagger.checkpoint.uri)
-    check_features(folder, tagger)
+    folder.check_features(tagger.recogniser.backbone.frozen_sha256, tagger.checkpoint.uri)
     rows = Rows(folder, config.part)
     if not len(rows):
         raise ShardError(
@@ -234,13 +235,6 @@ def check_vocabulary(folder: ShardFolder, vocabulary: Vocabulary, checkpoint_uri
             f"{checkpoint_uri} expects {vocabulary.hash[:8]} ({len(vocabulary)} labels); "
             "run preprocess.py with --vocabulary set to the checkpoint's vocabulary.json"
         )
-
-
-def check_features(folder: ShardFolder, *taggers: Tagger) -> None:
-    """Raises ShardError where features, if the folder holds such, are of another backbone than a checkpoint's."""
-    if folder.kind == "features":
-        for tagger in taggers:
-            folder.check_features(tagger.recogniser.backbone.frozen_sha256(), tagger.checkpoint.uri)
 
 
 def batches_of(rows: Rows, size: int) -> Iterable[Batch]:

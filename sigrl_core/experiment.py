@@ -20,7 +20,7 @@ from sigrl_core.evaluation import validate
 from sigrl_core.heat_map import draw, heat_map
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
-from sigrl_core.model.backbone import Backbone, load_backbone
+from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.model.scoring import patch_fits
 from sigrl_core.records import ShardFolder
@@ -68,7 +68,8 @@ class Experiment:
         own = config.backbone.label_embeddings
         embeddings_VE = torch.from_numpy(load_embeddings(own, folder.vocabulary)) if own else None
         backbone = load_backbone(config.backbone)
-        check_features(backbone, training_rows.folder, validation_rows.folder)
+        for each in {rows.folder.uri: rows.folder for rows in (training_rows, validation_rows)}.values():
+            each.check_features(backbone.frozen_sha256, "--backbone")
         recogniser = Recogniser.start(backbone, config, folder.vocabulary, edges, embeddings_VE).to(device)
         pool = Decoders(decoders) if decoders else None
         self.training, self.validation = (
@@ -144,14 +145,6 @@ def rows_of(folder: ShardFolder, validation: str | None) -> tuple[Rows, Rows]:
     if validation:
         return Rows(folder, "all", seen), Rows(ShardFolder.open(validation))
     return Rows(folder, "train", seen), Rows(folder, "validation")
-
-
-def check_features(backbone: Backbone, *folders: ShardFolder) -> None:
-    """Raises ShardError where features, if a folder holds such, are of another backbone."""
-    if any(folder.kind == "features" for folder in folders):
-        frozen = backbone.frozen_sha256()
-        for folder in folders:
-            folder.check_features(frozen, "--backbone")
 
 
 def label_edges(config: GraphConfig, rows: Rows) -> LabelEdges | None:

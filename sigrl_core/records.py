@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -162,17 +162,20 @@ class ShardFolder:
         features = self.manifest["features"]
         return feature_schema(features["tokens"], features["width"])
 
-    def check_features(self, frozen: str, whose: str) -> None:
+    def check_features(self, frozen_sha256: Callable[[], str], whose: str) -> None:
         """Looks whether features, if these are, come from a backbone.
 
         Args:
-            frozen: hash of what is frozen of it, `Backbone.frozen_sha256`.
+            frozen_sha256: hashes what is frozen of it, `Backbone.frozen_sha256`; called for features alone.
             whose: what has that backbone.
 
         Raises:
             ShardError: they come from another, or up to another block.
         """
-        if self.kind == "features" and (found := self.manifest["features"])["frozen_sha256"] != frozen:
+        if self.kind == "shards":
+            return
+        found, frozen = self.manifest["features"], frozen_sha256()
+        if found["frozen_sha256"] != frozen:
             raise ShardError(
                 f"{self.uri}: features after {found['blocks']} frozen blocks of {found['name']} "
                 f"({found['frozen_sha256'][:8]}), but {whose} has other weights below its seam, or another seam "

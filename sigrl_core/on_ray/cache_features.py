@@ -118,11 +118,13 @@ class _Encoder:
     def __init__(self, backbone: Backbone, job: Job, source: ShardFolder) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.backbone, self.job, self.source = backbone.to(self.device), job, source
-        if (found := backbone.frozen_sha256()) != (planned := job.plan()["frozen_sha256"]):
+        plan = job.plan()
+        if (found := backbone.frozen_sha256()) != (planned := plan["frozen_sha256"]):
             raise CheckpointError(
                 f"{job.out}: this worker's backbone is {found[:8]} below its seam, the driver's {planned[:8]}; give "
                 "weights that are the same on every machine, not random ones"
             )
+        self.schema = feature_schema(plan["tokens"], plan["width"])
         self.stops = list(accumulate(source.shard_rows))
         self.shard, self.table = -1, pa.table({})
 
@@ -141,10 +143,8 @@ class _Encoder:
             for start in range(0, part.num_rows, BATCH_SIZE):
                 batch = np.stack([next(pictures) for _ in jpegs[start : start + BATCH_SIZE]])
                 features += self._encode(torch.from_numpy(batch), rows["uri"][start].as_py())
-        plan = self.job.plan()
-        schema = feature_schema(plan["tokens"], plan["width"])
-        columns = [*(rows[name].combine_chunks() for name in schema.names[:-1]), pa.array(features, schema.types[-1])]
-        data = to_parquet(pa.table(columns, schema))
+        told = [rows[name].combine_chunks() for name in self.schema.names[:-1]]
+        data = to_parquet(pa.table([*told, pa.array(features, self.schema.types[-1])], self.schema))
         name = part.name + ".parquet"
         storage.write_bytes(self.job.path("shards", name), data)
         described = {"name": name, "rows": part.num_rows, "sha256": sha256_of(data)}

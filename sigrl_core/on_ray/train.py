@@ -39,7 +39,7 @@ from sigrl_core.checkpoint import publish_checkpoint
 from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.config_json import from_json, to_json
 from sigrl_core.errors import ConfigError, NotFiniteError, PreemptedError, ShardError, SigrlError
-from sigrl_core.experiment import Example, Experiment, check_features, rows_of
+from sigrl_core.experiment import Example, Experiment, rows_of
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.losses import get_loss
@@ -87,7 +87,8 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     if begun and storage.exists(storage.join(result, "manifest.json")):
         return result
     backbone = load_backbone(config.backbone)  # what is missing or does not fit stops here, and a download happens once
-    check_features(backbone, folder, validation_folder)
+    for each in {each.uri: each for each in (folder, validation_folder)}.values():
+        each.check_features(backbone.frozen_sha256, "--backbone")
     if not begun:
         storage.make_folder(out)
         storage.write_json(storage.join(out, "run.json"), run)
