@@ -38,19 +38,17 @@ from torch import nn
 
 from sigrl_core.batches import Batch, Rows, Slice, read_batch
 from sigrl_core.checkpoint import save_clip
-from sigrl_core.config import BackboneConfig, CacheFeaturesConfig, PreprocessConfig, RunConfig, ScaleConfig
+from sigrl_core.config import BackboneConfig, CacheFeaturesConfig, RunConfig, ScaleConfig
 from sigrl_core.config_json import from_json, to_json
-from sigrl_core.demo import toybox
-from sigrl_core.demo.corpus import write_corpus
 from sigrl_core.losses import Known, WholeBatch, distillation, get_loss
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.on_ray.cache_features import cache_features
-from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.train import train
 from sigrl_core.optim import parameter_groups
 from sigrl_core.presets import get_preset
 from sigrl_core.records import ShardFolder
+from tests.drawn import drawn_shards, write_drawn
 
 WORKERS = 2
 
@@ -153,22 +151,9 @@ def ours(config: RunConfig, data: str, out: Path) -> tuple[float, list[float], f
 
 def shards(out: Path, count: int, size: int) -> str:
     """Drawn pictures of the built-in corpus as shards, made once."""
-    corpus, folder = out / f"corpus_{count}_{size}", out / f"shards_{count}_{size}"
-    if not (corpus / "labels.jsonl").exists():
-        write_corpus("labelled", count, corpus, lambda part, n: toybox.pictures(part, range(n), size=size, seed=0))
-    preprocess(
-        PreprocessConfig(
-            corpus="jsonl",
-            images=str(corpus / "pictures"),
-            annotations=str(corpus / "labels.jsonl"),
-            vocabulary=str(corpus / "vocabulary.json"),
-            out=str(folder),
-            short_side=size,
-            annotated="seen",
-            validation_fraction=0.02,
-        )
-    )
-    return str(folder)
+    corpus = out / f"corpus_{count}_{size}"
+    write_drawn(corpus, count, size)
+    return str(drawn_shards(corpus, size, validation_fraction=0.02))
 
 
 def measured(config: RunConfig, name: str, data: str, out: Path, rounds: int, steps: int) -> dict[str, float]:

@@ -5,36 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from sigrl_core.config import PreprocessConfig
-from sigrl_core.demo import toybox
-from sigrl_core.demo.corpus import write_corpus
-from sigrl_core.on_ray.ingest import preprocess
 from tests.conftest import without_clock
+from tests.drawn import drawn_shards, write_drawn
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """60 small drawn scenes with the seen labels of each."""
     folder = tmp_path_factory.mktemp("toybox")
-    write_corpus("labelled", 60, folder, lambda part, count: toybox.pictures(part, range(count), size=48, seed=0))
+    write_drawn(folder, 60, 48)
     return folder
 
 
 @pytest.fixture(scope="session")
 def shards(corpus: Path, ray_cluster) -> Path:
-    preprocess(
-        PreprocessConfig(
-            corpus="jsonl",
-            images=str(corpus / "pictures"),
-            annotations=str(corpus / "labels.jsonl"),
-            vocabulary=str(corpus / "vocabulary.json"),
-            out=str(corpus / "shards"),
-            short_side=48,
-            rows_per_shard=25,
-            annotated="seen",
-        )
-    )
-    return corpus / "shards"
+    return drawn_shards(corpus, 48, rows_per_shard=25)
 
 
 def epochs_of(out: Path) -> list[dict]:
