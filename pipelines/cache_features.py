@@ -20,17 +20,21 @@ from sigrl_core.on_ray.cache_features import cache_features
 
 
 def main(
-    config: Annotated[CacheFeaturesConfig, tyro.conf.arg(name="")], workers: int | None = None, gpus: bool = False
+    config: Annotated[CacheFeaturesConfig, tyro.conf.arg(name="")],
+    workers: int | None = None,
+    cpus_per_worker: float = 1.0,
+    gpus: bool = False,
 ) -> None:
     """Computes what the frozen blocks give for every picture of a shard folder, once.
 
     Args:
         config: whose frozen blocks, which pictures.
         workers: processes that each hold the backbone; by default one for every CPU of the cluster, with --gpus one.
+        cpus_per_worker: what each decodes with, and without --gpus computes with.
         gpus: a GPU for each.
     """
     print_configuration(config)
-    manifest = cache_features(config, workers, gpus)
+    manifest = cache_features(config, workers, cpus_per_worker, gpus)
     shape = manifest["features"]
     print(f"{manifest['rows_out']} rows of {shape['tokens']} x {shape['width']} numbers, 16 bits each")
     print(f"features: {config.out}; train.py --data {config.out} --training.augment none")

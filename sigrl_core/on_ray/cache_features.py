@@ -40,13 +40,16 @@ PART_BYTES = 64_000_000
 BATCH_SIZE = 32
 
 
-def cache_features(config: CacheFeaturesConfig, workers: int | None = None, gpus: bool = False) -> dict[str, Any]:
+def cache_features(
+    config: CacheFeaturesConfig, workers: int | None = None, cpus_per_worker: float = 1.0, gpus: bool = False
+) -> dict[str, Any]:
     """Makes a folder of features, or goes on with one, or finds it finished; returns its manifest.
 
     Rows, their order and their split are those of the shards.
 
     Args:
         workers: processes that each hold the backbone; None for as many as the cluster has CPUs, with `gpus` one.
+        cpus_per_worker: what each decodes with, and without `gpus` computes with.
         gpus: a GPU for each.
 
     Raises:
@@ -61,6 +64,7 @@ def cache_features(config: CacheFeaturesConfig, workers: int | None = None, gpus
     backbone = load()
     size = backbone.image_size
     tokens_NW = backbone.encode_frozen(torch.zeros(1, size, size, 3, dtype=torch.uint8))[0]
+    rows_per_part = max(1, PART_BYTES // (2 * tokens_NW.numel()))
     plan = {
         "source": source.uri,
         "source_sha256": source.manifest["sha256"],
@@ -69,6 +73,7 @@ def cache_features(config: CacheFeaturesConfig, workers: int | None = None, gpus
         "frozen_sha256": backbone.frozen_sha256(),
         "tokens": tokens_NW.shape[0],
         "width": tokens_NW.shape[1],
+        "rows_per_part": rows_per_part,
     }
     if (manifest := job.manifest()) is not None:
         job.agree(plan)
@@ -76,7 +81,7 @@ def cache_features(config: CacheFeaturesConfig, workers: int | None = None, gpus
         return manifest
     with job.claimed(plan) as lease:
         job.start(plan)
-        parts = _parts(source, max(1, PART_BYTES // (2 * tokens_NW.numel())))
+        parts = _parts(source, rows_per_part)
         connect()
         run_parts(
             job,
@@ -85,6 +90,7 @@ def cache_features(config: CacheFeaturesConfig, workers: int | None = None, gpus
             lease,
             label="cache features",
             workers=workers or (1 if gpus else None),
+            num_cpus=cpus_per_worker,
             num_gpus=float(gpus),
         )
         return _finish(job, plan, source, parts)
