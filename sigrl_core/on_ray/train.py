@@ -214,18 +214,31 @@ class _Trainer(TorchTrainer):
     """
 
     _controller: Any = None
+    _interrupted = False
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_: Any) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def fit(self) -> ray.train.Result:
+        earlier = signal.getsignal(signal.SIGINT)
         try:
-            return super().fit()
+            result = super().fit()
         except KeyboardInterrupt:
             if self._controller is not None:
                 with contextlib.suppress(RayError):  # it ends with the workers
                     ray.get(self._controller.abort.remote(), timeout=20)
             raise
+        finally:
+            if self._controller is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, earlier)
+        if self._interrupted:  # and Python dropped it, as it does inside a destructor: no next stage then
+            raise KeyboardInterrupt
+        return result
 
 
 # ---- on every worker ----
