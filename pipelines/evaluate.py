@@ -2,6 +2,7 @@
 
 python pipelines/evaluate.py --checkpoint runs/mine --data runs/test_shards --out runs/evaluation
 python pipelines/evaluate.py --checkpoint runs/mine --compare mkt_style=runs/mkt --data runs/test_shards --out runs/eval
+python pipelines/evaluate.py --checkpoint runs/mine --data s3://bucket/shards --out s3://bucket/eval --workers 8 --gpus
 """
 
 import sys
@@ -14,14 +15,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 from sigrl_core.command_line import print_configuration, run
 from sigrl_core.config import EvaluateConfig
+from sigrl_core.on_ray.evaluate import scored_by_workers
 from sigrl_core.report.evaluation import evaluate_to_report
 from sigrl_core.report.headline import print_table
 
 
-def main(config: Annotated[EvaluateConfig, tyro.conf.arg(name="")]) -> None:
-    """Measures a checkpoint beside zero-shot CLIP and other checkpoints."""
+def main(
+    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")],
+    workers: int | None = None,
+    cpus_per_worker: float = 1.0,
+    gpus: bool = False,
+) -> None:
+    """Measures a checkpoint beside zero-shot CLIP and other checkpoints.
+
+    Args:
+        config: what is measured, on what.
+        workers: processes of the cluster that score pictures; by default this one alone, with --gpus one.
+        cpus_per_worker: what each computes with.
+        gpus: a GPU for each.
+    """
     print_configuration(config)
-    print(print_table(evaluate_to_report(config)))
+    scored = scored_by_workers(config, workers or 1, cpus_per_worker, gpus) if workers or gpus else None
+    print(print_table(evaluate_to_report(config, scored)))
     print(f"report: {config.out}/report.html, {config.out}/metrics.json")
 
 

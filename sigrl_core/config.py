@@ -274,6 +274,8 @@ class ScaleConfig:
     the same step for every loss, at the price of a second forward pass through what trains."""
     compile: bool = False
     """Compiles what trains (torch.compile): minutes before the first step, shorter steps."""
+    mlflow: str | None = None
+    """Writes the metrics of each epoch to this MLflow server, http://..., as well; needs sigrl-on-ray[mlflow]."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "scale.workers", self.workers, "1 or more")

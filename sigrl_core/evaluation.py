@@ -11,9 +11,9 @@ A score depends on the vocabulary it was asked with, so each protocol states its
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from sigrl_core.batches import Batch, Rows, Slice, epoch_batches, read_batch
 from sigrl_core.calibration import Calibration, fit_calibration, sigmoid
 from sigrl_core.checkpoint import add_calibration
-from sigrl_core.config import CalibrateConfig
+from sigrl_core.config import CalibrateConfig, EvaluateConfig
 from sigrl_core.errors import CheckpointError, ShardError
 from sigrl_core.metrics import (
     average_precision,
@@ -81,58 +81,110 @@ def measured_rows(folder: ShardFolder) -> Rows:
     return Rows(folder, "test" if folder.manifest["split"]["test"] else "all")
 
 
-def evaluate(
-    tagger: Tagger,
-    compare: dict[str, Tagger],
-    folder: ShardFolder,
-    on_progress: Callable[[int], None] = lambda rows: None,
-) -> Evaluation:
-    """Scores every picture of a shard folder with a checkpoint, others beside it, and the CLIP it started from.
+class Scored(NamedTuple):
+    """Pictures in order, their truth int8 [B,C], and row name -> protocol -> scores [B, labels of that protocol]."""
+
+    uris: list[str]
+    states_BC: np.ndarray
+    scores: dict[str, dict[str, np.ndarray]]
+
+
+class Comparison:
+    """A checkpoint, others beside it, and the CLIP it started from.
 
     Args:
         tagger: the checkpoint under test; gives the rows `sigrl`, `sigrl_independent` (scores that do not depend on the
             vocabulary asked), `clip_global` and `clip_global_local`.
         compare: row name -> another checkpoint, trained with the same vocabulary.
-        folder: labelled shards of the checkpoint's vocabulary; its test split, where it has one.
-        on_progress: called with the number of pictures done since the last call.
 
     Raises:
-        ShardError, CheckpointError: vocabularies differ, or there is nothing to measure.
+        CheckpointError: vocabularies differ.
     """
-    vocabulary = tagger.vocabulary
-    for name, other in compare.items():
-        if other.vocabulary.hash != vocabulary.hash:
-            raise CheckpointError(
-                f"{other.checkpoint.uri} ({name}): vocabulary {other.vocabulary.hash[:8]}, "
-                f"{tagger.checkpoint.uri} has {vocabulary.hash[:8]}; compare checkpoints of one vocabulary"
+
+    def __init__(self, tagger: Tagger, compare: dict[str, Tagger]) -> None:
+        self.tagger, self.compare, vocabulary = tagger, compare, tagger.vocabulary
+        for name, other in compare.items():
+            if other.vocabulary.hash != vocabulary.hash:
+                raise CheckpointError(
+                    f"{other.checkpoint.uri} ({name}): vocabulary {other.vocabulary.hash[:8]}, "
+                    f"{tagger.checkpoint.uri} has {vocabulary.hash[:8]}; compare checkpoints of one vocabulary"
+                )
+        self._protocols = [p for p in PROTOCOLS if columns(vocabulary, p) and p != "zsl_asked_all"]
+        self._scorers: dict[str, tuple[Tagger, Scorer]] = {
+            "sigrl": (tagger, tagger.score),
+            "sigrl_independent": (tagger, tagger.logits),
+            "clip_global": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=False)),
+            "clip_global_local": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=True)),
+            **{name: (other, other.score) for name, other in compare.items()},
+        }
+
+    @classmethod
+    def load(cls, config: EvaluateConfig, device: str = "cpu") -> Comparison:
+        """Raises CheckpointError where one cannot be loaded."""
+        tagger = Tagger.load(config.checkpoint, device, config.local_candidates)
+        named = (item.partition("=") for item in config.compare)
+        return cls(tagger, {name: Tagger.load(uri, device) for name, _, uri in named})
+
+    def measured_rows(self, folder: ShardFolder) -> Rows:
+        """The pictures that are measured.
+
+        Raises:
+            ShardError: they are of another vocabulary, or features of another backbone, or there are none.
+        """
+        check_vocabulary(folder, self.tagger.vocabulary, self.tagger.checkpoint.uri)
+        for each in (self.tagger, *self.compare.values()):
+            folder.check_features(each.recogniser.backbone.frozen_sha256, each.checkpoint.uri)
+        rows = measured_rows(folder)
+        if not len(rows):
+            raise ShardError(
+                f"{folder.uri}: no pictures to measure; run preprocess.py on a corpus with readable pictures"
             )
-    check_vocabulary(folder, vocabulary, tagger.checkpoint.uri)
-    for each in (tagger, *compare.values()):
-        folder.check_features(each.recogniser.backbone.frozen_sha256, each.checkpoint.uri)
-    rows = measured_rows(folder)
-    if not len(rows):
-        raise ShardError(f"{folder.uri}: no pictures to measure; run preprocess.py on a corpus with readable pictures")
-    asked = [p for p in PROTOCOLS if columns(vocabulary, p) and p != "zsl_asked_all"]
-    scorers: dict[str, tuple[Tagger, Scorer]] = {
-        "sigrl": (tagger, tagger.score),
-        "sigrl_independent": (tagger, tagger.logits),
-        "clip_global": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=False)),
-        "clip_global_local": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=True)),
-        **{name: (other, other.score) for name, other in compare.items()},
+        return rows
+
+    def score(self, rows: Rows, numbers: np.ndarray | None = None) -> Iterator[Scored]:
+        """Scores these rows, or all, in order."""
+        taggers = {id(tagger): tagger for tagger, _ in self._scorers.values()}
+        for batch in batches_of(rows, self.tagger.recogniser.backbone.image_size, numbers):
+            tokens = {each: tokens_of(tagger.recogniser, batch) for each, tagger in taggers.items()}
+            scores = {
+                name: {
+                    protocol: score(tokens[id(owner)], asked_vocabulary(self.tagger.vocabulary, protocol))
+                    for protocol in (("gzsl",) if name == "sigrl_independent" else self._protocols)
+                }
+                for name, (owner, score) in self._scorers.items()
+            }
+            yield Scored(batch.uris, batch.states_BC.numpy(), scores)
+
+
+def evaluate(
+    comparison: Comparison,
+    folder: ShardFolder,
+    on_progress: Callable[[int], None] = lambda rows: None,
+    scored: Iterable[Scored] | None = None,
+) -> Evaluation:
+    """Measures on every picture of a shard folder, or of its test split where it has one.
+
+    Args:
+        comparison: what is measured.
+        folder: labelled shards of the checkpoint's vocabulary.
+        on_progress: called with the number of pictures done since the last call.
+        scored: what other processes found for all pictures, in order; None scores them here.
+
+    Raises:
+        ShardError: see `Comparison.measured_rows`.
+    """
+    tagger, vocabulary = comparison.tagger, comparison.tagger.vocabulary
+    rows = comparison.measured_rows(folder)
+    found: list[Scored] = []
+    for each in comparison.score(rows) if scored is None else scored:
+        found.append(each)
+        on_progress(len(each.uris))
+    uris = [uri for each in found for uri in each.uris]
+    states_NC = np.concatenate([each.states_BC for each in found])
+    scores = {
+        name: {protocol: np.concatenate([each.scores[name][protocol] for each in found]) for protocol in by}
+        for name, by in found[0].scores.items()
     }
-    collected: dict[str, dict[str, list[np.ndarray]]] = {name: {p: [] for p in asked} for name in scorers}
-    uris: list[str] = []
-    states: list[np.ndarray] = []
-    for batch in batches_of(rows, tagger.recogniser.backbone.image_size):
-        uris += batch.uris
-        states.append(batch.states_BC.numpy())
-        tokens = {id(t): tokens_of(t.recogniser, batch) for t in {id(t): t for t, _ in scorers.values()}.values()}
-        for name, (owner, score) in scorers.items():
-            for protocol in ("gzsl",) if name == "sigrl_independent" else asked:
-                collected[name][protocol].append(score(tokens[id(owner)], asked_vocabulary(vocabulary, protocol)))
-        on_progress(len(batch.uris))
-    states_NC = np.concatenate(states)
-    scores = {name: {p: np.concatenate(parts) for p, parts in by.items() if parts} for name, by in collected.items()}
     for by in scores.values():
         for protocol in PROTOCOLS:
             if columns(vocabulary, protocol):  # of what does not depend on what was asked, part of the answer
@@ -148,7 +200,10 @@ def evaluate(
         "vocabulary_hash": vocabulary.hash,
         "data": folder.uri,
         "calibration": _calibrated(tagger, scores["sigrl_independent"]["gzsl"], states_NC),
-        "checkpoints": {"sigrl": tagger.checkpoint.uri, **{name: t.checkpoint.uri for name, t in compare.items()}},
+        "checkpoints": {
+            "sigrl": tagger.checkpoint.uri,
+            **{name: t.checkpoint.uri for name, t in comparison.compare.items()},
+        },
     }
     return Evaluation(metrics=metrics, vocabulary=vocabulary, uris=uris, states_NC=states_NC, scores=scores)
 
@@ -237,11 +292,10 @@ def check_vocabulary(folder: ShardFolder, vocabulary: Vocabulary, checkpoint_uri
         )
 
 
-def batches_of(rows: Rows, size: int) -> Iterable[Batch]:
-    """All rows in order."""
-    return epoch_batches(
-        rows, np.arange(len(rows)), BATCH_SIZE, Slice(), lambda numbers: read_batch(rows, numbers, size)
-    )
+def batches_of(rows: Rows, size: int, numbers: np.ndarray | None = None) -> Iterable[Batch]:
+    """These rows, or all, in order."""
+    order = np.arange(len(rows)) if numbers is None else numbers
+    return epoch_batches(rows, order, BATCH_SIZE, Slice(), lambda numbers: read_batch(rows, numbers, size))
 
 
 def validate(

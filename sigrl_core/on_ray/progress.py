@@ -28,6 +28,9 @@ class _Board:
     def begin(self, done: int, said: list[str]) -> None:
         self.done, self.said, self.error = done, said, None
 
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
     def reach(self, done: int, note: str) -> bool:
         self.done, self.note = done, note
         return self.leave
@@ -60,6 +63,10 @@ class Progress:
             said: lines for whoever watches.
         """
         ray.get(self.actor.begin.remote(done, said))
+
+    def say(self, line: str) -> None:
+        """A line for whoever watches."""
+        ray.get(self.actor.say.remote(line))
 
     def reach(self, done: int, note: str = "") -> bool:
         """Says how much is done in all; costs the worker nothing that it would wait for.

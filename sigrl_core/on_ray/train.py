@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,7 @@ from sigrl_core.on_ray.progress import Progress, watched
 from sigrl_core.on_ray.session import connect
 from sigrl_core.optim import what_trains
 from sigrl_core.records import ShardFolder, sha256_of
+from sigrl_core.tracking import MlflowRun
 from sigrl_core.training import SELECTION, Metrics, TrainingState
 from sigrl_core.vocabulary import Vocabulary
 
@@ -92,6 +94,7 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     if not begun:
         storage.make_folder(out)
         storage.write_json(storage.join(out, "run.json"), run)
+    tracked = MlflowRun.begin(scale.mlflow, out, _flat(run["config"])) if scale.mlflow else None
     connect()
     filesystem, path = storage.filesystem_for(out)
     with watched("train", _total_steps(config, folder, validation)) as progress:
@@ -104,6 +107,7 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
                 "out": out,
                 "scale": scale,
                 "progress": progress,
+                "mlflow_run": tracked and tracked.run_id,
             },
             torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -136,6 +140,8 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     with best.as_directory() as folder_of_best:
         history = [json.loads(line) for line in storage.read_bytes(storage.join(out, "metrics.jsonl")).splitlines()]
         publish_checkpoint(Path(folder_of_best) / "checkpoint", result, history)
+    if tracked and (said := tracked.finish(history)):
+        print(said, file=sys.stderr)
     return result
 
 
@@ -269,7 +275,7 @@ def _train(setup: dict[str, Any]) -> None:
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
             experiment.resume(Path(saved))
-    log = _Log(setup["out"], setup["progress"], experiment.state) if mine.rank == 0 else None
+    log = _Log(setup, experiment.state) if mine.rank == 0 else None
 
     def report(metrics: Metrics | None, state: TrainingState) -> None:
         with tempfile.TemporaryDirectory() as local:
@@ -293,16 +299,18 @@ def _total_steps(config: RunConfig, folder: ShardFolder, validation: str | None)
 
 
 class _Log:
-    """What the first worker writes for people: metrics.jsonl, TensorBoard, the progress line."""
+    """What the first worker writes for people: metrics.jsonl, TensorBoard, MLflow, the progress line."""
 
-    def __init__(self, out: str, progress: Progress, state: TrainingState) -> None:
-        self.out, self.progress, step = out, progress, state.step
-        progress.begin(step, what_trains(state.optimiser.param_groups))
-        filesystem, path = storage.filesystem_for(out)
+    def __init__(self, setup: dict[str, Any], state: TrainingState) -> None:
+        self.out, self.progress, step = setup["out"], setup["progress"], state.step
+        run = setup["mlflow_run"]
+        self.tracked = MlflowRun(setup["scale"].mlflow, run) if run else None
+        self.progress.begin(step, what_trains(state.optimiser.param_groups))
+        filesystem, path = storage.filesystem_for(self.out)
         self.local = Path(path if filesystem.type_name == "local" else tempfile.mkdtemp())
         self.upload = filesystem.type_name != "local"
         self.writer = SummaryWriter(str(self.local / "tensorboard"), purge_step=step)
-        where = storage.join(out, "metrics.jsonl")
+        where = storage.join(self.out, "metrics.jsonl")
         self.lines = storage.read_bytes(where).decode().splitlines() if step and storage.exists(where) else []
 
     @property
@@ -326,6 +334,8 @@ class _Log:
         self.lines = [line for line in self.lines if json.loads(line)["epoch"] < metrics["epoch"]]
         self.lines.append(json.dumps(metrics, sort_keys=True))
         storage.write_bytes(storage.join(self.out, "metrics.jsonl"), ("\n".join(self.lines) + "\n").encode())
+        if self.tracked and (said := self.tracked.log(self.history)):
+            self.progress.say(said)
         if self.upload:
             for path in (self.local / "tensorboard").iterdir():
                 storage.write_bytes(storage.join(self.out, "tensorboard", path.name), path.read_bytes())

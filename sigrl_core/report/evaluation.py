@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from sigrl_core import storage
 from sigrl_core.config import EvaluateConfig
-from sigrl_core.evaluation import Evaluation, evaluate, measured_rows
+from sigrl_core.evaluation import Comparison, Evaluation, Scored, evaluate, measured_rows
 from sigrl_core.metrics import precision_recall_curve
 from sigrl_core.progress import progress_line
 from sigrl_core.records import PRESENT, ShardFolder
@@ -35,19 +36,21 @@ MAX_BARS = 80
 CURVE_POINTS = 201
 
 
-def evaluate_to_report(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_to_report(config: EvaluateConfig, scored: Iterable[Scored] | None = None) -> dict[str, Any]:
     """Measures a checkpoint beside others; writes report.html, then metrics.json; returns the metrics.
+
+    Args:
+        config: what is measured, on what.
+        scored: what other processes found for all pictures, in order; None scores them here.
 
     Raises:
         CheckpointError, ShardError: an input that cannot be used, or inputs of different vocabularies.
         StorageError: `config.out` cannot be written.
     """
-    folder = ShardFolder.open(config.data)
-    tagger = Tagger.load(config.checkpoint, local_candidates=config.local_candidates)
-    named = (item.partition("=") for item in config.compare)
-    compare = {name: Tagger.load(uri) for name, _, uri in named}
-    with progress_line("evaluate", folder.num_rows, unit="pictures") as advance:
-        evaluation = evaluate(tagger, compare, folder, advance)
+    folder, comparison = ShardFolder.open(config.data), Comparison.load(config)
+    with progress_line("evaluate", len(comparison.measured_rows(folder)), unit="pictures") as advance:
+        evaluation = evaluate(comparison, folder, advance, scored)
+    tagger = comparison.tagger
     storage.make_folder(config.out)
     write_report(evaluation, folder, tagger, tagger.checkpoint.metrics["history"], config.out)
     storage.write_json(storage.join(config.out, "metrics.json"), evaluation.metrics)

@@ -32,7 +32,7 @@ from sigrl_core import storage
 from sigrl_core.checkpoint import is_checkpoint, save_checkpoint
 from sigrl_core.config import QuickstartConfig, RunConfig
 from sigrl_core.demo.toybox import Structure
-from sigrl_core.evaluation import evaluate
+from sigrl_core.evaluation import Comparison, evaluate
 from sigrl_core.experiment import Experiment
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.quickstart import make_data, preprocess_config, run_config
@@ -277,7 +277,7 @@ class Results:
         if not is_checkpoint(checkpoint):
             train_best(run, str(shards), checkpoint)
         tagger = Tagger.load(str(checkpoint), local_candidates=row.local_candidates)
-        measured = evaluate(tagger, {}, ShardFolder.open(str(home / "shards" / "test"))).metrics
+        measured = evaluate(Comparison(tagger, {}), ShardFolder.open(str(home / "shards" / "test"))).metrics
         validation = tagger.checkpoint.metrics["selected"]["validation/map"]
         columns = [column for column in COLUMNS if column != "validation"]
         found = {each["name"]: {column: 100 * each[column]["map"] for column in columns} for each in measured["rows"]}

@@ -32,7 +32,7 @@ from sigrl_core.batches import Rows
 from sigrl_core.config import CalibrateConfig, PreprocessConfig, QuickstartConfig
 from sigrl_core.demo import toybox
 from sigrl_core.demo.corpus import PICTURE_SIZE, write_corpus
-from sigrl_core.evaluation import batches_of, calibrate, evaluate
+from sigrl_core.evaluation import Comparison, batches_of, calibrate, evaluate
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.quickstart import quickstart
 from sigrl_core.records import ShardFolder
@@ -93,7 +93,7 @@ def calibrated(home: Path, config: QuickstartConfig, scratch: Path) -> dict[str,
             )
         )
         measured = evaluate(
-            Tagger.load(str(scratch / "checkpoint")), {}, ShardFolder.open(str(home / "shards" / "test"))
+            Comparison(Tagger.load(str(scratch / "checkpoint")), {}), ShardFolder.open(str(home / "shards" / "test"))
         )
         figures[method] = {}
         for split, values in measured.metrics["calibration"].items():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from safetensors.torch import load
 
@@ -77,9 +78,12 @@ def saved_step(out: Path) -> int:
     return int(latest["checkpoint_dir_name"].removeprefix("step_")) if latest else 0
 
 
-def test_a_killed_run_goes_on_and_a_killed_worker_is_replaced(shards: Path, tmp_path: Path, start) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    command = (out, shards, log, "--training.epochs", 20, "--scale.workers", 2)
+def test_a_killed_run_goes_on_and_a_killed_worker_is_replaced(
+    shards: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    out, log, mlflow = tmp_path / "out", tmp_path / "log", f"file://{tmp_path}/mlflow"
+    command = (out, shards, log, "--training.epochs", 20, "--scale.workers", 2, "--scale.mlflow", mlflow)
     killed = start(*command)
     wait_for(lambda: saved_epoch(out), killed, log)
     orphans = family(killed.pid)
@@ -107,6 +111,11 @@ def test_a_killed_run_goes_on_and_a_killed_worker_is_replaced(shards: Path, tmp_
     assert "Traceback" not in text
     assert Tagger.load(str(out)).checkpoint.metrics["selected"] in map(json.loads, after)
     assert_gone(orphans | processes)
+    tracked = MlflowClient(mlflow)
+    (run,) = tracked.search_runs([experiment.experiment_id for experiment in tracked.search_experiments()])
+    assert run.info.status == "FINISHED"
+    found = {each.step: each.value for each in tracked.get_metric_history(run.info.run_id, "train/loss")}
+    assert found == {row["epoch"]: row["train/loss"] for row in map(json.loads, after)}
 
 
 IN_STEPS = ("--training.batch-size", 2, "--training.epochs", 3, "--training.ema", 0.9, "--graph.dropout", 0.3)

@@ -13,7 +13,7 @@ from sigrl_core.calibration import Calibration, Curve, choose_threshold, fit_cal
 from sigrl_core.checkpoint import add_calibration, load_checkpoint, save_checkpoint
 from sigrl_core.config import CalibrateConfig
 from sigrl_core.errors import CheckpointError, ConfigError, ShardError
-from sigrl_core.evaluation import calibrate, evaluate
+from sigrl_core.evaluation import Comparison, calibrate, evaluate
 from sigrl_core.metrics import expected_calibration_error, f1_per_label, reliability
 from sigrl_core.records import ShardFolder
 from sigrl_core.tagger import Tagger
@@ -159,11 +159,11 @@ def test_a_checkpoint_is_calibrated_in_its_place(checkpoint: str, toybox_shards:
     config = CalibrateConfig(checkpoint=checkpoint, data=toybox_shards.uri, part="all", min_examples=2)
     before = load_checkpoint(checkpoint)
     assert before.calibration is None
-    assert evaluate(Tagger(before), {}, toybox_shards).metrics["calibration"] is None
+    assert evaluate(Comparison(Tagger(before), {}), toybox_shards).metrics["calibration"] is None
     made = calibrate(config)
     tagger = Tagger.load(checkpoint)
     assert tagger.calibration == made
-    measured = evaluate(tagger, {}, toybox_shards).metrics["calibration"]
+    measured = evaluate(Comparison(tagger, {}), toybox_shards).metrics["calibration"]
     assert set(measured) == {"seen", "unseen"}
     assert all(values["ece_after"] < values["ece_before"] for values in measured.values())
     assert calibrate(config) == made  # once more changes nothing

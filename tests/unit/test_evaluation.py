@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from sigrl_core import images
 from sigrl_core.batches import Rows
 from sigrl_core.errors import CheckpointError, ShardError
-from sigrl_core.evaluation import Evaluation, asked_vocabulary, batches_of, columns, evaluate, validate
+from sigrl_core.evaluation import Comparison, Evaluation, asked_vocabulary, batches_of, columns, evaluate, validate
 from sigrl_core.records import ShardFolder
 from sigrl_core.tagger import Tagger
 from sigrl_core.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ def other(toybox_shards: ShardFolder) -> Tagger:
 
 @pytest.fixture(scope="module")
 def measured(toybox_shards: ShardFolder, tagger: Tagger, other: Tagger) -> Evaluation:
-    return evaluate(tagger, {"mkt_style": other}, toybox_shards)
+    return evaluate(Comparison(tagger, {"mkt_style": other}), toybox_shards)
 
 
 def row(evaluation: Evaluation, name: str) -> dict:
@@ -66,7 +66,7 @@ def test_rows_and_keys(measured: Evaluation, toybox_shards: ShardFolder, tagger:
     assert measured.metrics["vocabulary_hash"] == toybox_shards.vocabulary.hash
     assert measured.metrics["data"] == toybox_shards.uri
     assert measured.metrics["checkpoints"] == {"sigrl": "runs/a & b", "mkt_style": "runs/a & b"}
-    assert [row["name"] for row in evaluate(tagger, {}, toybox_shards).metrics["rows"]] == [
+    assert [row["name"] for row in evaluate(Comparison(tagger, {}), toybox_shards).metrics["rows"]] == [
         "sigrl",
         "sigrl_independent",
         "clip_global",
@@ -142,7 +142,7 @@ def test_unknown_states_take_no_part(tmp_path: Path) -> None:
     states_NC = random_states(12, 3)
     states_NC[:5, 0] = 0
     tagger = tagger_of(vocabulary)
-    evaluation = evaluate(tagger, {}, write_shards(tmp_path / "shards", vocabulary, states_NC))
+    evaluation = evaluate(Comparison(tagger, {}), write_shards(tmp_path / "shards", vocabulary, states_NC))
     known = states_NC[:, 0] != 0
     expected = average_precision_score(states_NC[known, 0] > 0, evaluation.scores["sigrl"]["gzsl"][known, 0])
     assert evaluation.metrics["per_label"]["sigrl"]["red"] == pytest.approx(expected)
@@ -151,7 +151,7 @@ def test_unknown_states_take_no_part(tmp_path: Path) -> None:
 def test_without_unseen_labels(tmp_path: Path) -> None:
     vocabulary = vocabulary_of(["red", "green", "blue"])
     folder = write_shards(tmp_path / "shards", vocabulary, random_states(6, 3))
-    rows = evaluate(tagger_of(vocabulary), {}, folder).metrics["rows"]
+    rows = evaluate(Comparison(tagger_of(vocabulary), {}), folder).metrics["rows"]
     assert [set(row) for row in rows] == [{"name", "gzsl", "seen"}] * 4
     assert all(row["gzsl"] == row["seen"] for row in rows)
 
@@ -159,7 +159,7 @@ def test_without_unseen_labels(tmp_path: Path) -> None:
 def test_without_seen_labels(tmp_path: Path) -> None:
     vocabulary = vocabulary_of([], ["red", "green", "blue"])
     folder = write_shards(tmp_path / "shards", vocabulary, random_states(6, 3))
-    rows = evaluate(tagger_of(vocabulary), {}, folder).metrics["rows"]
+    rows = evaluate(Comparison(tagger_of(vocabulary), {}), folder).metrics["rows"]
     assert [set(row) for row in rows] == [{"name", "gzsl", "zsl", "zsl_asked_all"}] * 4
 
 
@@ -175,7 +175,7 @@ def test_progress_counts_every_picture_once(tmp_path: Path) -> None:
     vocabulary = vocabulary_of(["red", "green"])
     folder = write_shards(tmp_path / "shards", vocabulary, random_states(70, 2), rows_per_shard=33)
     told: list[int] = []
-    evaluation = evaluate(tagger_of(vocabulary), {}, folder, told.append)
+    evaluation = evaluate(Comparison(tagger_of(vocabulary), {}), folder, told.append)
     assert told == [64, 6]
     assert evaluation.uris == [f"{number:03d}.jpg" for number in range(70)]
     np.testing.assert_array_equal(evaluation.states_NC, random_states(70, 2))
@@ -186,17 +186,17 @@ def test_other_labels_are_refused(tmp_path: Path, tagger: Tagger) -> None:
     folder = write_shards(tmp_path / "shards", vocabulary, random_states(3, 2))
     expected = f"{vocabulary.hash[:8]} .2 labels., runs/a & b expects {tagger.vocabulary.hash[:8]} .66 labels."
     with pytest.raises(ShardError, match=expected) as caught:
-        evaluate(tagger, {}, folder)
+        evaluate(Comparison(tagger, {}), folder)
     assert folder.uri in str(caught.value)
     with pytest.raises(CheckpointError, match=r"\(mkt_style\): vocabulary .* compare checkpoints of one vocabulary"):
-        evaluate(tagger_of(vocabulary), {"mkt_style": tagger}, folder)
+        evaluate(Comparison(tagger_of(vocabulary), {"mkt_style": tagger}), folder)
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:
     vocabulary = vocabulary_of(["red", "green"])
     folder = write_shards(tmp_path / "shards", vocabulary, np.zeros((0, 2), np.int8))
     with pytest.raises(ShardError, match="no pictures to measure"):
-        evaluate(tagger_of(vocabulary), {}, folder)
+        evaluate(Comparison(tagger_of(vocabulary), {}), folder)
 
 
 def test_validation_while_training(measured: Evaluation, toybox_shards: ShardFolder, tagger: Tagger) -> None:

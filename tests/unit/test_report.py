@@ -14,7 +14,7 @@ import torch
 from sigrl_core.calibration import fit_calibration
 from sigrl_core.config import CalibrateConfig
 from sigrl_core.errors import ShardError
-from sigrl_core.evaluation import Evaluation, evaluate
+from sigrl_core.evaluation import Comparison, Evaluation, evaluate
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.records import ShardFolder
 from sigrl_core.report.charts import ticks
@@ -50,7 +50,7 @@ def example(
     folder = write_shards(root / "shards of the test", vocabulary, states_NC)
     tagger = tagger_of(vocabulary, reconstructs)
     others = {"mkt_style": tagger_of(vocabulary, reconstructs=False)} if compare else {}
-    return evaluate(tagger, others, folder), folder, tagger
+    return evaluate(Comparison(tagger, others), folder), folder, tagger
 
 
 def page_of(root: Path, *arguments, history: Sequence[dict] = (), **options) -> str:
@@ -170,7 +170,7 @@ def test_the_label_graph_is_drawn_as_it_is(graph: dict[str, Any], told: str, tmp
         with torch.no_grad():
             tagger.recogniser.head.propagation.edges[0, 3] = 2.5
     folder = write_shards(tmp_path / "shards", COLOURS, random_states(5, 6))
-    write_report(evaluate(tagger, {}, folder), folder, tagger, [], str(tmp_path))
+    write_report(evaluate(Comparison(tagger, {}), folder), folder, tagger, [], str(tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert told in page
     listed = page.split("Joined to</th>")[1].split("</table>")[0]
@@ -188,7 +188,7 @@ def test_calibration_is_drawn(tmp_path: Path) -> None:
     config = CalibrateConfig(checkpoint="c", data="d", min_examples=2)
     made = fit_calibration(logits_NC, evaluation.states_NC, COLOURS, config)
     calibrated = Tagger(replace(tagger.checkpoint, calibration=made))
-    evaluation = evaluate(calibrated, {}, folder)
+    evaluation = evaluate(Comparison(calibrated, {}), folder)
     write_report(evaluation, folder, calibrated, [], str(tmp_path))
     section = (tmp_path / "report.html").read_text().split('id="calibration"')[1].split("</section>")[0]
     assert section.count('role="img"') == 2
@@ -212,7 +212,7 @@ def test_pictures_of_another_folder_are_refused(tmp_path: Path) -> None:
 def test_of_a_test_split_its_own_pictures_are_shown(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "shards", COLOURS, random_states(20, 6), test_fraction=0.4)
     tagger = tagger_of(COLOURS)
-    evaluation = evaluate(tagger, {}, folder)
+    evaluation = evaluate(Comparison(tagger, {}), folder)
     assert 0 < len(evaluation.uris) < 20
     write_report(evaluation, folder, tagger, [], str(tmp_path / "out"))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
