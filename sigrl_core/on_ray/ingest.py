@@ -143,10 +143,10 @@ def _agree_on_listing(config: PreprocessConfig, manifest: dict[str, Any], found:
 
 
 def _make_work(config: PreprocessConfig, vocabulary: Vocabulary) -> Work:
-    return partial(_preprocess_part, config, vocabulary)
+    return partial(preprocess_part, config, vocabulary)
 
 
-def _preprocess_part(config: PreprocessConfig, vocabulary: Vocabulary, part: Part) -> dict[str, Any]:
+def preprocess_part(config: PreprocessConfig, vocabulary: Vocabulary, part: Part) -> dict[str, Any]:
     """Writes the shard that a part would be if it had no duplicates; returns what tells them, and what is unusable."""
     job = Job(config.out)
     listed = read_part(job.path(LISTING), part)
