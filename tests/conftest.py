@@ -235,6 +235,8 @@ _tier_seconds = dict.fromkeys(TIER_BUDGET_S, 0.0)
 
 def tier_of(item: pytest.Item) -> str:
     tiers = [tier for tier in TIER_BUDGET_S if item.get_closest_marker(tier)]
+    if "soak" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("soak"):
+        raise pytest.UsageError(f"{item.nodeid}: has a long form, which only runs where it is marked soak")
     if len(tiers) != 1:
         raise pytest.UsageError(f"{item.nodeid}: marked {tiers}, expected one of {', '.join(TIER_BUDGET_S)}")
     return tiers[0]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from safetensors.torch import load
@@ -181,16 +180,17 @@ def cluster() -> Iterator[Cluster]:
 
 
 def workers_of(out: Path) -> list[int]:
-    """How many trained each epoch."""
-    return [row["workers"] for row in epochs_of(out)]
+    """How many trained each epoch that has ended."""
+    return [row["workers"] for row in epochs_of(out)] if (out / "metrics.jsonl").exists() else []
 
 
+@pytest.mark.soak
 def test_a_machine_that_leaves_is_done_without(
     shards: Path, tmp_path: Path, start, cluster: Cluster, soak: bool
 ) -> None:
     """2 -> 1 workers, in the long form -> 2 again: the parameters of a run that never changed size."""
-    epochs = 12 if soak else 3
-    command = (*IN_STEPS, "--training.epochs", epochs, "--graph.dropout", 0, "--scale.workers", 2)
+    command = (*IN_STEPS, "--training.epochs", 12 if soak else 3, "--graph.dropout", 0, "--scale.workers", 2)
+    command += ("--scoring.patches-kept", 36)  # all: where rounding decides which are best, it no longer stays small
     alone = tmp_path / "alone"
     assert start(alone, shards, tmp_path / "log", *command).wait(300) == 0, (tmp_path / "log").read_text()
 
@@ -208,12 +208,14 @@ def test_a_machine_that_leaves_is_done_without(
     assert 1 in counts, counts
     assert not soak or counts[-1] == 2, counts
     for row, expected in zip(epochs_of(out), epochs_of(alone), strict=True):
-        assert compared(row) == pytest.approx(compared(expected), rel=1e-3)
-    expected = load(last_state(alone)["checkpoint/weights.safetensors"])
+        assert compared(row) == pytest.approx(compared(expected), rel=1e-5)
+    expected, furthest = load(last_state(alone)["checkpoint/weights.safetensors"]), 0.0
     for name, value in load(last_state(out)["checkpoint/weights.safetensors"]).items():
         if name == "head.bias":  # a ranking's gradient for it is 0 but for rounding, and Adam makes whole steps of that
             continue
-        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+        furthest = max(furthest, (value - expected[name]).abs().max().item())
+    print(f"workers of each epoch {counts}: no parameter further than {furthest:.1e} from two workers throughout")
+    assert furthest < 1e-4
 
 
 def test_an_error_on_a_worker_is_one_line(shards: Path, tmp_path: Path, start) -> None:

@@ -1,5 +1,6 @@
 """A configuration on data: which label graph it is given, and going on where it was saved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from sigrl_core.batches import Rows
 from sigrl_core.checkpoint import load_checkpoint
 from sigrl_core.config import BackboneConfig, GraphConfig, OptimConfig, RunConfig, ScoringConfig, TrainingConfig
+from sigrl_core.evaluation import validate
 from sigrl_core.experiment import Experiment, label_edges
 from sigrl_core.label_edges import LabelEdges
+from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.records import PRESENT, ShardFolder
 from sigrl_core.tagger import Tagger
 from sigrl_core.training import Metrics, TrainingState
@@ -95,6 +98,24 @@ def test_going_on_where_it_was_saved(toybox_shards: ShardFolder, tmp_path: Path)
     assert (again.state.epoch, again.state.step) == (1, first.state.step)
     (last,) = finished(again, tmp_path / "again")
     assert without_clock(last) == without_clock(through[1])
+
+
+def test_the_average_of_the_weights_is_what_is_measured_and_published(
+    toybox_shards: ShardFolder, tmp_path: Path
+) -> None:
+    training = replace(CONFIG.training, ema=0.9, epochs=3)
+    experiment = Experiment(replace(CONFIG, training=training), toybox_shards.uri)
+    told = finished(experiment, tmp_path / "run")
+    published = load_checkpoint(str(tmp_path / "run" / "checkpoint")).recogniser.eval()
+    live = experiment.state.recogniser.state_dict()
+    assert any(not torch.equal(value, live[name]) for name, value in published.state_dict().items())
+
+    def measured(recogniser: Recogniser) -> float:
+        batches = experiment.validation.in_order()
+        return validate(recogniser, batches, experiment.task.asked, experiment.seen)["validation/map"]
+
+    assert measured(published) == told[-1]["validation/map"]
+    assert measured(experiment.state.recogniser.eval()) != told[-1]["validation/map"]
 
 
 def test_unseen_labels_neither_hear_nor_tell(toybox_shards: ShardFolder, tmp_path: Path) -> None:
