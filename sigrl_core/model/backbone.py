@@ -17,6 +17,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,12 @@ def toybox_vit() -> nn.Module:
 
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {"toybox-vit": toybox_vit}
+
+
+def located(config: BackboneConfig) -> BackboneConfig:
+    """The same, its weights named as any process finds them, whatever folder it runs in."""
+    here = Path(config.pretrained)
+    return replace(config, pretrained=str(here.absolute())) if here.exists() else config
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:

@@ -20,9 +20,9 @@ import torch
 import sigrl_core
 from sigrl_core import images, storage
 from sigrl_core.checkpoint import load_checkpoint
-from sigrl_core.config import CacheFeaturesConfig
+from sigrl_core.config import BackboneConfig, CacheFeaturesConfig
 from sigrl_core.errors import CheckpointError, ShardError
-from sigrl_core.model.backbone import Backbone, load_backbone
+from sigrl_core.model.backbone import Backbone, load_backbone, located
 from sigrl_core.on_ray.parts import Work, run_parts
 from sigrl_core.on_ray.session import connect
 from sigrl_core.parts import Job, Part, plan_parts
@@ -60,7 +60,7 @@ def cache_features(
     source, job = ShardFolder.open(storage.absolute(config.data)), Job(storage.absolute(config.out))
     if source.kind != "shards":
         raise ShardError(f"{source.uri}: holds features already; give the shards that preprocess.py wrote")
-    load = partial(_backbone, config)
+    load = partial(_backbone, config.checkpoint and storage.absolute(config.checkpoint), located(config.backbone))
     backbone = load()
     size = backbone.image_size
     tokens_NW = backbone.encode_frozen(torch.zeros(1, size, size, 3, dtype=torch.uint8))[0]
@@ -96,10 +96,10 @@ def cache_features(
         return _finish(job, plan, source, parts)
 
 
-def _backbone(config: CacheFeaturesConfig) -> Backbone:
-    if config.checkpoint is not None:
-        return load_checkpoint(storage.absolute(config.checkpoint)).recogniser.backbone
-    return load_backbone(config.backbone).eval()
+def _backbone(checkpoint: str | None, config: BackboneConfig) -> Backbone:
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint).recogniser.backbone
+    return load_backbone(config).eval()
 
 
 def _parts(source: ShardFolder, rows_per_part: int) -> list[Part]:

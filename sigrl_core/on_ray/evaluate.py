@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util import ActorPool
 
+from sigrl_core import storage
 from sigrl_core.batches import Rows
 from sigrl_core.config import EvaluateConfig
 from sigrl_core.errors import SigrlError
@@ -35,6 +37,13 @@ def scored_by_workers(
     Raises:
         SigrlError: what a worker raised.
     """
+    compare = (item.partition("=") for item in config.compare)
+    config = replace(
+        config,  # as a worker finds them, whatever folder it runs in
+        checkpoint=storage.absolute(config.checkpoint),
+        data=storage.absolute(config.data),
+        compare=tuple(f"{name}={storage.absolute(uri)}" for name, _, uri in compare),
+    )
     folder = ShardFolder.open(config.data)
     order = np.arange(len(measured_rows(folder)))
     stretch = BATCH_SIZE * BATCHES_AT_A_TIME

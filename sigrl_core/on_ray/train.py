@@ -44,7 +44,7 @@ from sigrl_core.experiment import Example, Experiment, rows_of
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.losses import get_loss
-from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.backbone import load_backbone, located
 from sigrl_core.on_ray.progress import Progress, watched
 from sigrl_core.on_ray.session import connect
 from sigrl_core.optim import what_trains
@@ -75,11 +75,11 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     data, out = storage.absolute(data), storage.absolute(out)
     validation = storage.absolute(validation) if validation else None
     folder = ShardFolder.open(data)
-    config, label_files = _with_label_files(config, folder.vocabulary)
+    config, hashes = _with_files(config, folder.vocabulary)
     _check(config, folder, validation_folder := ShardFolder.open(validation) if validation else folder)
     run = {
         "config": json.loads(to_json(config)),
-        **label_files,
+        **hashes,
         "data": data,
         "data_sha256": folder.manifest["sha256"],
         "validation": validation,
@@ -145,9 +145,11 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     return result
 
 
-def _with_label_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, dict[str, str]]:
-    """Where any worker finds the files that say something of labels, and their hashes; refuses what is none of them."""
+def _with_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, dict[str, str]]:
+    """Where any worker finds the files that a configuration names, and the hashes of those that say something of
+    labels; refuses what is none of them."""
     hashes: dict[str, str] = {}
+    config = replace(config, backbone=located(config.backbone))
     if (uri := config.graph.edges) is not None:
         uri = storage.absolute(uri)
         edges = LabelEdges.load(uri, vocabulary)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from sigrl_core.batches import Rows, num_steps
+from sigrl_core.checkpoint import save_clip
 from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.demo import toybox
 from sigrl_core.errors import ConfigError, ShardError
+from sigrl_core.model.backbone import load_backbone
 from sigrl_core.on_ray.train import train
 from sigrl_core.presets import get_preset
 from sigrl_core.records import ShardFolder
@@ -153,7 +155,7 @@ def test_another_run_in_the_same_folder_is_refused(trained, augmented: RunConfig
     assert fingerprint(trained[2]) == before
 
 
-def test_files_of_labels_are_found_by_workers_and_kept(shards: Path, tmp_path: Path, monkeypatch) -> None:
+def test_files_are_found_by_workers_and_those_of_labels_kept(shards: Path, tmp_path: Path, monkeypatch) -> None:
     """Named from this process' folder, read on two workers, needed no more by the checkpoint; altered ones are another
     run."""
     monkeypatch.chdir(tmp_path)
@@ -161,12 +163,14 @@ def test_files_of_labels_are_found_by_workers_and_kept(shards: Path, tmp_path: P
     Path("edges.json").write_text(json.dumps(edges))
     np.save("own.npy", np.random.default_rng(0).normal(size=(66, 24)))
     config = run_config(epochs=1, batch_size=16)
+    save_clip("clip", load_backbone(config.backbone))
     config = dataclasses.replace(
         config,
         graph=dataclasses.replace(config.graph, kind="listed", edges="edges.json"),
-        backbone=dataclasses.replace(config.backbone, label_embeddings="own.npy"),
+        backbone=dataclasses.replace(config.backbone, pretrained="clip", label_embeddings="own.npy"),
     )
     checkpoint = train(config, ScaleConfig(workers=2), str(shards), None, "out")
+    assert Tagger.load(checkpoint).checkpoint.config.backbone.pretrained == str(tmp_path / "clip")
     np.save("own.npy", np.ones((66, 24)))
     with pytest.raises(ConfigError, match="another label_embeddings_sha256"):
         train(config, ScaleConfig(workers=2), str(shards), None, "out")
