@@ -63,9 +63,6 @@ class Batch:
 class Rows:
     """The rows of a shard folder that take part, and access to them by number.
 
-    Which these are is read from two columns, so that no worker reads a whole corpus before it begins; each shard's hash
-    is checked when the first of its rows is read.
-
     Args:
         folder: the shards.
         part: `all`, or one part of the seeded split that the folder's manifest keeps.
@@ -85,7 +82,7 @@ class Rows:
         chosen: list[np.ndarray] = []
         for shard, count in enumerate(folder.shard_rows):
             keep = np.ones(count, bool)
-            table = folder.read_columns(shard, ["sha256", "label_states"])
+            table = folder.read_shard(shard, ["sha256", "label_states"])
             if part != "all":
                 keep &= np.array([split_of(sha256, **split) == part for sha256 in table["sha256"].to_pylist()], bool)
             if positive_among is not None:
@@ -102,7 +99,7 @@ class Rows:
     def label_states(self) -> Iterator[np.ndarray]:
         """int8 label states of all rows [N,C], one shard at a time."""
         for shard, rows in enumerate(self._of_shard):
-            table = self.folder.read_columns(shard, ["label_states"])
+            table = self.folder.read_shard(shard, ["label_states"])
             yield decode_states(table["label_states"], len(self.folder.vocabulary))[rows]
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
