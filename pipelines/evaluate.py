@@ -6,6 +6,7 @@ python pipelines/evaluate.py --checkpoint runs/mine --data s3://bucket/shards --
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,8 @@ def main(
         gpus: a GPU for each.
     """
     print_configuration(config)
-    scored = scored_by_workers(config, workers or 1, cpus_per_worker, gpus) if workers or gpus else None
-    print(print_table(evaluate_to_report(config, scored)))
+    on_workers = partial(scored_by_workers, config, workers=workers or 1, cpus_per_worker=cpus_per_worker, gpus=gpus)
+    print(print_table(evaluate_to_report(config, on_workers if workers or gpus else None)))
     print(f"report: {config.out}/report.html, {config.out}/metrics.json")
 
 

@@ -382,6 +382,11 @@ class EvaluateConfig:
     local_candidates: int | None = None
     """As scoring.local_candidates, for --checkpoint; None is how it was trained."""
 
+    @property
+    def others(self) -> dict[str, str]:
+        """Name -> URI of what `compare` names."""
+        return {name: uri for name, _, uri in (item.partition("=") for item in self.compare)}
+
     def __post_init__(self) -> None:
         _require_candidates(self.local_candidates, "local_candidates")
         for item in self.compare:

@@ -122,8 +122,7 @@ class Comparison:
     def load(cls, config: EvaluateConfig, device: str = "cpu") -> Comparison:
         """Raises CheckpointError where one cannot be loaded."""
         tagger = Tagger.load(config.checkpoint, device, config.local_candidates)
-        named = (item.partition("=") for item in config.compare)
-        return cls(tagger, {name: Tagger.load(uri, device) for name, _, uri in named})
+        return cls(tagger, {name: Tagger.load(uri, device) for name, uri in config.others.items()})
 
     def measured_rows(self, folder: ShardFolder) -> Rows:
         """The pictures that are measured.
@@ -168,15 +167,14 @@ def evaluate(
         comparison: what is measured.
         folder: labelled shards of the checkpoint's vocabulary.
         on_progress: called with the number of pictures done since the last call.
-        scored: what other processes found for all pictures, in order; None scores them here.
+        scored: what was found for all of `Comparison.measured_rows`, in order; None scores them here.
 
     Raises:
         ShardError: see `Comparison.measured_rows`.
     """
     tagger, vocabulary = comparison.tagger, comparison.tagger.vocabulary
-    rows = comparison.measured_rows(folder)
     found: list[Scored] = []
-    for each in comparison.score(rows) if scored is None else scored:
+    for each in comparison.score(comparison.measured_rows(folder)) if scored is None else scored:
         found.append(each)
         on_progress(len(each.uris))
     uris = [uri for each in found for uri in each.uris]

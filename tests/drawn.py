@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,15 @@ def write_drawn(folder: Path, count: int, size: int) -> None:
 
 
 def drawn_shards(folder: Path, size: int, **fields: Any) -> Path:
-    """Shards of such a corpus, below it; other fields of PreprocessConfig by name."""
-    preprocess(
-        PreprocessConfig(
-            corpus="jsonl",
-            images=str(folder / "pictures"),
-            annotations=str(folder / "labels.jsonl"),
-            vocabulary=str(folder / "vocabulary.json"),
-            out=str(folder / "shards"),
-            short_side=size,
-            annotated="seen",
-            **fields,
-        )
+    """Shards of such a corpus, below it; fields of PreprocessConfig by name."""
+    config = PreprocessConfig(
+        corpus="jsonl",
+        images=str(folder / "pictures"),
+        annotations=str(folder / "labels.jsonl"),
+        vocabulary=str(folder / "vocabulary.json"),
+        out=str(folder / "shards"),
+        short_side=size,
+        annotated="seen",
     )
+    preprocess(replace(config, **fields))
     return folder / "shards"

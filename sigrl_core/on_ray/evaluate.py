@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sigrl_core import storage
 from sigrl_core.batches import Rows
 from sigrl_core.config import EvaluateConfig
 from sigrl_core.errors import SigrlError
-from sigrl_core.evaluation import BATCH_SIZE, Comparison, Scored, measured_rows
+from sigrl_core.evaluation import BATCH_SIZE, Comparison, Scored
 from sigrl_core.on_ray.session import connect
 from sigrl_core.records import ShardFolder
 
@@ -24,12 +25,13 @@ MAX_RESTARTS = 3
 
 
 def scored_by_workers(
-    config: EvaluateConfig, workers: int, cpus_per_worker: float = 1.0, gpus: bool = False
+    config: EvaluateConfig, num_rows: int, workers: int, cpus_per_worker: float = 1.0, gpus: bool = False
 ) -> Iterator[Scored]:
     """Every picture once, in order, in the batches of a single process, whatever the number of workers.
 
     Args:
         config: what scores which pictures.
+        num_rows: how many these are, those of `Comparison.measured_rows`.
         workers: processes that hold the checkpoints; a lost one is replaced.
         cpus_per_worker: what each computes with.
         gpus: a GPU for each.
@@ -37,15 +39,13 @@ def scored_by_workers(
     Raises:
         SigrlError: what a worker raised.
     """
-    compare = (item.partition("=") for item in config.compare)
     config = replace(
         config,  # as a worker finds them, whatever folder it runs in
         checkpoint=storage.absolute(config.checkpoint),
         data=storage.absolute(config.data),
-        compare=tuple(f"{name}={storage.absolute(uri)}" for name, _, uri in compare),
+        compare=tuple(f"{name}={storage.absolute(uri)}" for name, uri in config.others.items()),
     )
-    folder = ShardFolder.open(config.data)
-    order = np.arange(len(measured_rows(folder)))
+    order = np.arange(num_rows)
     stretch = BATCH_SIZE * BATCHES_AT_A_TIME
     stretches = [order[first : first + stretch] for first in range(0, len(order), stretch)]
     connect()
@@ -65,11 +65,12 @@ def scored_by_workers(
 class _Scorer:
     def __init__(self, config: EvaluateConfig, gpus: bool) -> None:
         self.config, self.device = config, "cuda" if gpus else "cpu"
-        self.loaded: tuple[Comparison, Rows] | None = None
+
+    @cached_property  # not in the constructor: of an error there Ray keeps only its text
+    def loaded(self) -> tuple[Comparison, Rows]:
+        comparison = Comparison.load(self.config, self.device)
+        return comparison, comparison.measured_rows(ShardFolder.open(self.config.data))
 
     def score(self, numbers: np.ndarray) -> list[Scored]:
-        if self.loaded is None:  # here, as Ray keeps of an error in a constructor only its text
-            comparison = Comparison.load(self.config, self.device)
-            self.loaded = comparison, comparison.measured_rows(ShardFolder.open(self.config.data))
         comparison, rows = self.loaded
         return list(comparison.score(rows, numbers))

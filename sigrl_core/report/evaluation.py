@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -36,19 +36,23 @@ MAX_BARS = 80
 CURVE_POINTS = 201
 
 
-def evaluate_to_report(config: EvaluateConfig, scored: Iterable[Scored] | None = None) -> dict[str, Any]:
+def evaluate_to_report(
+    config: EvaluateConfig, score: Callable[[int], Iterable[Scored]] | None = None
+) -> dict[str, Any]:
     """Measures a checkpoint beside others; writes report.html, then metrics.json; returns the metrics.
 
     Args:
         config: what is measured, on what.
-        scored: what other processes found for all pictures, in order; None scores them here.
+        score: has other processes score so many pictures, all that are measured, in order; None scores them here.
 
     Raises:
         CheckpointError, ShardError: an input that cannot be used, or inputs of different vocabularies.
         StorageError: `config.out` cannot be written.
     """
     folder, comparison = ShardFolder.open(config.data), Comparison.load(config)
-    with progress_line("evaluate", len(comparison.measured_rows(folder)), unit="pictures") as advance:
+    rows = comparison.measured_rows(folder)
+    with progress_line("evaluate", len(rows), unit="pictures") as advance:
+        scored = score(len(rows)) if score else comparison.score(rows)
         evaluation = evaluate(comparison, folder, advance, scored)
     tagger = comparison.tagger
     storage.make_folder(config.out)

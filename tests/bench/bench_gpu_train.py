@@ -29,11 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from sigrl_core.config import BackboneConfig, PreprocessConfig, ScaleConfig
-from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.config import BackboneConfig, ScaleConfig
 from sigrl_core.on_ray.train import train
 from sigrl_core.presets import get_preset
-from tests.drawn import write_drawn
+from tests.drawn import drawn_shards, write_drawn
 
 LABELS, LABELS_EACH = 925, 3
 PIXELS = 256
@@ -51,18 +50,8 @@ def shards(out: Path, count: int) -> str:
     ]
     (corpus / "random.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (corpus / "random.txt").write_text("".join(f"label {n}\n" for n in range(LABELS)))
-    preprocess(
-        PreprocessConfig(
-            corpus="jsonl",
-            images=str(corpus / "pictures"),
-            annotations=str(corpus / "random.jsonl"),
-            vocabulary=str(corpus / "random.txt"),
-            out=str(corpus / "shards"),
-            short_side=PIXELS,
-            validation_fraction=0.02,
-        )
-    )
-    return str(corpus / "shards")
+    given = {"annotations": str(corpus / "random.jsonl"), "vocabulary": str(corpus / "random.txt")}
+    return str(drawn_shards(corpus, PIXELS, validation_fraction=0.02, **given))
 
 
 @contextmanager

@@ -68,13 +68,13 @@ def assert_same(found: list[Scored], expected: list[Scored], atol: float) -> Non
 
 
 def test_any_number_of_workers_finds_the_same(config: EvaluateConfig, alone: list[Scored], tmp_path: Path) -> None:
-    one, two = (list(scored_by_workers(config, workers)) for workers in (1, 2))
+    one, two = (list(scored_by_workers(config, PICTURES, workers)) for workers in (1, 2))
     uris = [uri for each in two for uri in each.uris]
     assert len(uris) == len(set(uris)) == PICTURES
     assert_same(two, one, atol=0)
     assert_same(two, alone, atol=TOLERANCE)
     by_one, by_two = (
-        evaluate_to_report(dataclasses.replace(config, out=str(tmp_path / name)), scored)
+        evaluate_to_report(dataclasses.replace(config, out=str(tmp_path / name)), lambda rows, scored=scored: scored)
         for name, scored in (("one", one), ("two", two))
     )
     assert by_one == by_two
@@ -83,7 +83,7 @@ def test_any_number_of_workers_finds_the_same(config: EvaluateConfig, alone: lis
 
 
 def test_killed_workers_are_replaced(config: EvaluateConfig, alone: list[Scored]) -> None:
-    scored = scored_by_workers(config, workers=2)
+    scored = scored_by_workers(config, PICTURES, workers=2)
     found = [next(scored)]
     killed = [pid for pid, command in family(os.getpid()).items() if command.startswith("ray::_Scorer")]
     assert len(killed) == 2
@@ -96,4 +96,4 @@ def test_killed_workers_are_replaced(config: EvaluateConfig, alone: list[Scored]
 def test_what_a_worker_stops_for_is_told_as_it_is(config: EvaluateConfig, tmp_path: Path) -> None:
     missing = dataclasses.replace(config, checkpoint=str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="nothing"):
-        list(scored_by_workers(missing, workers=1))
+        list(scored_by_workers(missing, PICTURES, workers=1))
