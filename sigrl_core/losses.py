@@ -31,7 +31,12 @@ class WholeBatch:
     """Statistics over the images of all workers together. This one is for a single worker."""
 
     def mean(self, values_B: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Mean over the images, with gradient."""
+        """Mean over the images, for what is only added up: of several workers, each has its own part of it, so that
+        nobody waits; the mean of their parts is the mean over all images."""
+        return values_B.mean()
+
+    def known_mean(self, values_B: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Mean over the images, the same on all workers, with gradient."""
         return values_B.mean()
 
     def gather(self, values_BC: Float[Tensor, "B C"]) -> Float[Tensor, "N C"]:
@@ -59,7 +64,7 @@ class Known:
 
 
 Loss = Callable[[Tensor, Known, LossConfig, WholeBatch], Tensor]
-"""(logits [B,C], known, constants, batch) -> the loss of the whole batch, a scalar."""
+"""(logits [B,C], known, constants, batch) -> the loss, a scalar; the whole batch's is the mean of all workers'."""
 
 
 # ---- ranking ----
@@ -170,7 +175,7 @@ def _taught(pupil_BC: Tensor, teacher_BC: Tensor, known: Known) -> Tensor:
 
 
 def _surplus(p_BC: Tensor, config: LossConfig, batch: WholeBatch) -> Tensor:
-    return (batch.mean(p_BC.sum(1)) - config.expected_positives) ** 2 / p_BC.shape[1] ** 2
+    return (batch.known_mean(p_BC.sum(1)) - config.expected_positives) ** 2 / p_BC.shape[1] ** 2
 
 
 def entropy_maximisation(logits_BC: Tensor, known: Known, config: LossConfig, batch: WholeBatch) -> Tensor:

@@ -41,7 +41,8 @@ class Report(Protocol):
 
 
 class OnStep(Protocol):
-    """Called on every worker after each optimiser step; True asks all workers to save and leave."""
+    """Called on every worker after each optimiser step; True asks all workers to save and leave, several of them after
+    the next step."""
 
     def __call__(self, step: int, metrics: Metrics) -> bool | None: ...
 
@@ -111,7 +112,10 @@ class _AllWorkers(losses.WholeBatch):
         self.share_B = batch.weight_B.to(device) * workers / batch.global_rows
 
     def mean(self, values_B: Tensor) -> Tensor:
-        mine = (values_B * self.share_B).sum()
+        return (values_B * self.share_B).sum()
+
+    def known_mean(self, values_B: Tensor) -> Tensor:
+        mine = self.mean(values_B)
         if self.workers == 1:
             return mine
         total = mine.detach() / self.workers
@@ -159,6 +163,7 @@ def fit(
     if workers > 1:  # no buffer changes, and workers may compute in different numbers of pieces
         learner = nn.parallel.DistributedDataParallel(learner, broadcast_buffers=False)
     training = config.training
+    leave = False
     last_step = min(training.max_steps or math.inf, training.epochs * task.steps_per_epoch)
     while state.epoch < training.epochs and state.step < last_step and not _no_better(state, training.patience):
         recogniser.train()
@@ -173,16 +178,17 @@ def fit(
                 final=config.optim.final_lr,
             )
             set_learning_rate(state.optimiser, rate)
-            parts = _step(learner, state, batch, task, config, workers, rank, scale.pieces)
+            parts = _step(learner, state, batch, task, config, workers, rank, scale.pieces, leave)
+            leaving = parts.pop("leaving") > 0
             state.step += 1
             state.average.update(recogniser)
             seconds = time.monotonic() - started
             sums = {**parts, "steps": 1.0, "rows": batch.global_rows, "seconds": seconds, "data_wait_s": waited}
             state.totals = {key: state.totals.get(key, 0.0) + value for key, value in sums.items()}
-            leave = on_step(state.step, {**parts, "lr": rate, "step_s": seconds, "data_wait_s": waited})
+            leave = bool(on_step(state.step, {**parts, "lr": rate, "step_s": seconds, "data_wait_s": waited}))
             if state.step >= last_step:
                 break
-            if _anyone(bool(leave), workers):
+            if leaving or (leave and workers == 1):
                 report(None, state)
                 return False
             if scale.save_every and state.step % scale.save_every == 0 and state.step % task.steps_per_epoch:
@@ -204,15 +210,6 @@ def fit(
 
 def _no_better(state: TrainingState, patience: int | None) -> bool:
     return patience is not None and state.epoch - state.best[1] >= patience
-
-
-def _anyone(leave: bool, workers: int) -> bool:
-    """Whether a worker wants to leave; all have to at the same step."""
-    if workers == 1:
-        return leave
-    wanted = torch.tensor(int(leave), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(wanted, dist.ReduceOp.MAX)
-    return bool(wanted)
 
 
 def _means(totals: Metrics) -> Metrics:
@@ -239,8 +236,9 @@ def _step(
     workers: int,
     rank: int,
     pieces: int,
+    leave: bool,
 ) -> Metrics:
-    """One optimiser step; returns the loss and its parts, of the global batch.
+    """One optimiser step; returns the loss and its parts, of the global batch, and the share of workers that `leave`.
 
     The loss is of the whole batch, as its statistics are, whatever the number of pieces: its gradient at the logits and
     class tokens of all pieces is found first, then travels back through one piece at a time. All but the first run
@@ -302,12 +300,15 @@ def _step(
     norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     if config.optim.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trained, config.optim.clip_norm, norm)
-    values = torch.stack([loss, main, kept, norm]).tolist()
+    told = torch.stack([loss, main, kept, norm, norm.new_tensor(float(leave))]).detach()
+    if workers > 1:  # beside the gradients, the one thing in a step that workers wait for each other for
+        dist.all_reduce(told)
+    values = (told / workers).tolist()
     if not all(map(math.isfinite, values)):  # the same on all workers, which all stop here
         uris = [uri for worker in gather_rows(batch.uris) for uri in worker]
-        raise NotFiniteError(state.step, values[0], values[-1], uris)
+        raise NotFiniteError(state.step, values[0], values[3], uris)
     state.optimiser.step()
-    return dict(zip(("loss", config.loss.kind, "distillation", "gradient_norm"), values, strict=True))
+    return dict(zip(("loss", config.loss.kind, "distillation", "gradient_norm", "leaving"), values, strict=True))
 
 
 def _pseudo_labels(teacher_BD: Tensor, labels_CD: Tensor, config: RunConfig) -> Tensor | None:

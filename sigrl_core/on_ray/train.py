@@ -50,7 +50,7 @@ from sigrl_core.on_ray.session import connect
 from sigrl_core.optim import what_trains
 from sigrl_core.records import ShardFolder, sha256_of
 from sigrl_core.tracking import MlflowRun
-from sigrl_core.training import SELECTION, Metrics, TrainingState
+from sigrl_core.training import SELECTION, Metrics, TrainingState, gather_rows
 from sigrl_core.vocabulary import Vocabulary
 
 
@@ -253,8 +253,20 @@ class _Trainer(TorchTrainer):
 
 
 def _train_worker(setup: dict[str, Any]) -> None:
+    experiment, found = None, None
     try:
-        _train(setup)
+        experiment = _experiment(setup)
+    except SigrlError as error:
+        found = error
+    if errors := [error for error in gather_rows(found) if error is not None]:  # all stop, where one cannot start
+        lasting = [error for error in errors if not storage.is_transient(error)]
+        setup["progress"].fail([*lasting, *errors][0])
+        if lasting:
+            return  # no restart helps
+        raise errors[0]
+    assert experiment is not None
+    try:
+        _train(experiment, setup)
     except (ConfigError, PreemptedError) as error:  # on every worker at the same step; no restart helps
         setup["progress"].fail(error)
         if isinstance(error, NotFiniteError) and ray.train.get_context().get_world_rank() == 0:
@@ -265,7 +277,8 @@ def _train_worker(setup: dict[str, Any]) -> None:
         raise
 
 
-def _train(setup: dict[str, Any]) -> None:
+def _experiment(setup: dict[str, Any]) -> Experiment:
+    """This worker's share, where the last checkpoint left it."""
     config = from_json(RunConfig, setup["config"], "train")
     context = ray.train.get_context()
     mine = Slice(rank=context.get_world_rank(), workers=context.get_world_size())
@@ -277,7 +290,11 @@ def _train(setup: dict[str, Any]) -> None:
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
             experiment.resume(Path(saved))
-    log = _Log(setup, experiment.state) if mine.rank == 0 else None
+    return experiment
+
+
+def _train(experiment: Experiment, setup: dict[str, Any]) -> None:
+    log = _Log(setup, experiment.state) if ray.train.get_context().get_world_rank() == 0 else None
 
     def report(metrics: Metrics | None, state: TrainingState) -> None:
         with tempfile.TemporaryDirectory() as local:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,20 @@ def test_a_machine_that_leaves_is_done_without(
         furthest = max(furthest, (value - expected[name]).abs().max().item())
     print(f"workers of each epoch {counts}: no parameter further than {furthest:.1e} from two workers throughout")
     assert furthest < 1e-4
+
+
+def test_a_shard_damaged_meanwhile_is_found_once(shards: Path, tmp_path: Path, start) -> None:
+    """By workers that start again, of which twenty may: they are not started again for that."""
+    own, out, log = tmp_path / "shards", tmp_path / "out", tmp_path / "log"
+    shutil.copytree(shards, own)
+    process = start(out, own, log, "--training.epochs", 200, "--scale.workers", 2)
+    wait_for(lambda: saved_epoch(out), process, log)
+    damaged = next((own / "shards").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    os.kill(next(pid for pid, name in family(process.pid).items() if "ray::RayTrainWorker" in name), signal.SIGKILL)
+    assert process.wait(60) == 1, log.read_text()
+    assert log.read_text().splitlines()[-1].startswith(f"error: {damaged}: "), log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_an_error_on_a_worker_is_one_line(shards: Path, tmp_path: Path, start) -> None:
