@@ -37,6 +37,7 @@ from sigrl_core.records import (
     count_states,
     decode_states,
     encode_states,
+    from_parquet,
     seal,
     sha256_of,
     split_of,
@@ -248,7 +249,7 @@ def _settle_part(job: Job, vocabulary: Vocabulary, part: Part, kinds: np.ndarray
         storage.move(candidate, place)
     elif duplicates or _sha256s(place) != keep:
         data = storage.read_bytes(place if settled_before else candidate)
-        table = pq.read_table(pa.BufferReader(data))
+        table = from_parquet(data).read(use_threads=False)
         left = dict.fromkeys(keep)
         mask = [left.pop(sha256, False) is None for sha256 in table["sha256"].to_pylist()]  # the first of each
         if left:

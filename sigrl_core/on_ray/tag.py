@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import sigrl_core
 from sigrl_core import storage
@@ -28,7 +27,7 @@ from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.on_ray.parts import Work, run_parts
 from sigrl_core.on_ray.session import connect
 from sigrl_core.parts import Job, Part, plan_parts
-from sigrl_core.records import seal, sha256_of, to_parquet
+from sigrl_core.records import from_parquet, seal, sha256_of, to_parquet
 from sigrl_core.tagger import Tagger, Tags
 from sigrl_core.vocabulary import Vocabulary
 
@@ -151,7 +150,7 @@ def _finish(job: Job, plan: dict[str, Any], parts: list[Part]) -> dict[str, Any]
     lines: list[str] = []
     errors: Counter[str] = Counter()
     for record in records:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(job.path(record["name"]))))
+        table = from_parquet(storage.read_bytes(job.path(record["name"]))).read(use_threads=False)
         lines += [_line(row) for row in table.to_pylist()]
         errors.update(record["errors"])
     storage.write_bytes(job.path("tags.jsonl"), "".join(lines).encode())
