@@ -34,6 +34,8 @@ def connect(*, dashboard: bool = False, log_to_driver: bool = False, object_stor
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_enable_metrics_collection", "0")  # nobody scrapes what ends with this process
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that are told to leave: there is one
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves beside anything else on the machine
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         # Ray asks for a token by default, and would write one into the home folder that other clusters then ask for.
