@@ -23,7 +23,7 @@ def main() -> None:
     config = tyro.cli(QuickstartConfig, description=__doc__)
     print_configuration(config)
     print(print_table(quickstart(config)))
-    print(f"report: {config.out}/report.html, {config.out}/metrics.json; tags: {config.out}/tags/tags.jsonl")
+    print(f"report: {config.out}/report.html, {config.out}/metrics.json; tags: {config.out}/tags/tagging.html")
 
 
 if __name__ == "__main__":

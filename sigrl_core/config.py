@@ -425,9 +425,12 @@ class TagConfig:
     checkpoint: str
     """The --out of train.py, or a checkpoint folder; local or s3://."""
     images: str
-    """Folder of pictures, read at every depth."""
+    """Folder or bucket, read at every depth and never written to, unless --format sidecar says so; local or s3://."""
     out: str
-    """Folder to write."""
+    """Folder to write; local or s3://."""
+    corpus: Literal["files", "shards", "webdataset", "hugging_face"] = "files"
+    """What --images holds: a file each (all have a row, whatever they are called), a folder of preprocess.py, tars, or
+    Parquet files with the pictures in them."""
     vocabulary: str | None = None
     """Label file to ask with, see vocabulary.Vocabulary.parse; None takes the checkpoint's labels, seen and unseen."""
     top_k: int | None = None
@@ -439,10 +442,26 @@ class TagConfig:
     """As backbone.label_embeddings, for the labels of --vocabulary; for checkpoints trained with such."""
     local_candidates: int | None = None
     """As scoring.local_candidates, for a large vocabulary; None is how the checkpoint was trained."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the model computes in."""
+    format: Literal["parquet", "jsonl", "sidecar"] = "parquet"
+    """tags/*.parquet is always written; `jsonl` adds jsonl/*.jsonl, `sidecar` a file KEY.json beside every picture."""
+    embeddings: bool = False
+    """Adds a column with each picture's embedding, of length 1, in the space where texts are."""
+    heat_maps: bool = False
+    """Adds a column with a small grey PNG for each tag, bright where it fits."""
+    max_file_bytes: int = 100_000_000
+    """Larger files are not read; their rows say `unreachable`."""
+    batch_size: int = 32
+    """Pictures that the model sees at a time."""
     rows_per_part: int = 1000
-    """Pictures per output file."""
+    """Pictures per output file; up to twice as many where they came later."""
 
     def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _require(self.max_file_bytes >= 1, "max_file_bytes", self.max_file_bytes, "1 or more")
+        if self.format == "sidecar" and self.corpus != "files":
+            raise ConfigError(f"format is sidecar, but --corpus {self.corpus} has no place beside a picture; use jsonl")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or more, or None")
         if isinstance(self.threshold, float):
             _require(0 <= self.threshold <= 1, "threshold", self.threshold, "in [0, 1], or calibrated")

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sigrl_core import images
+from sigrl_core.errors import ImageError
 
 Augmentation = Literal["none", "crop_flip", "randaugment"]
 
@@ -30,6 +32,11 @@ class Decoders:
         self.count = count
         # not forked: a process with threads of Arrow and gRPC may not be
         self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _end_with_parent)
+
+    def centre_crops(self, pictures: Sequence[bytes | ImageError], size: int) -> list[np.ndarray | ImageError]:
+        """`centre_crop` of each, each process a part of them."""
+        share = -(-len(pictures) // self.count)
+        return list(self._pool.map(partial(centre_crop, size=size), pictures, chunksize=max(1, share)))
 
     def decode(
         self, jpegs: Sequence[bytes], size: int, augmentation: Augmentation, seeds: Sequence[Sequence[int]]
@@ -56,6 +63,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def centre_crop(picture: bytes | Image.Image | ImageError, size: int) -> np.ndarray | ImageError:
+    """A picture as the model takes it, uint8 [size, size, 3], or why there is none."""
+    try:
+        return picture if isinstance(picture, ImageError) else images.centre_crop_array(picture, size)
+    except ImageError as error:
+        return error
 
 
 def decode_pictures(

@@ -65,16 +65,21 @@ def plan_parts(num_rows: int, rows_per_part: int) -> list[Part]:
 
 @dataclass(frozen=True)
 class Job:
-    """A folder that is made part by part."""
+    """A folder that is made part by part.
+
+    Attributes:
+        manifest_name: of the file that is written last.
+    """
 
     out: str
+    manifest_name: str = "manifest.json"
 
     def path(self, *names: str) -> str:
         return storage.join(self.out, *names)
 
     def manifest(self) -> dict[str, Any] | None:
         """None where the folder is not finished."""
-        where = self.path("manifest.json")
+        where = self.path(self.manifest_name)
         return storage.read_json(where) if storage.exists(where) else None
 
     def plan(self) -> dict[str, Any]:
@@ -152,7 +157,7 @@ class Job:
 
     def take_back(self, parts: Iterable[Part]) -> None:
         """Lets parts be done again; the folder is then not finished."""
-        storage.remove(self.path("manifest.json"))
+        storage.remove(self.path(self.manifest_name))
         for part in parts:
             storage.remove(self._record(part))
 
@@ -163,7 +168,7 @@ class Job:
             for part, record in zip(parts, self.records(parts), strict=True)
         ]
         storage.write_bytes(self.path("run_log.jsonl"), "".join(line + "\n" for line in lines).encode())
-        storage.write_json(self.path("manifest.json"), manifest)
+        storage.write_json(self.path(self.manifest_name), manifest)
 
     def _record(self, part: Part) -> str:
         return self.path("parts", part.name + ".json")

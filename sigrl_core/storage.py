@@ -65,6 +65,11 @@ class File(NamedTuple):
     mtime: int
     etag: str = ""
 
+    @property
+    def version(self) -> str:
+        """Changes with the content: the store's mark, or size and time of change where there is none."""
+        return self.etag or f"{self.size:x}-{self.mtime:x}"
+
 
 def filesystem_for(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a location, and the location's path in it.

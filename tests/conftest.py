@@ -115,8 +115,20 @@ def fingerprint(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return {
-        name: sha256 for name, sha256 in hashes.items() if name != "run_log.jsonl" and not name.startswith("parts/")
+        name: sha256
+        for name, sha256 in hashes.items()
+        if name not in ("run_log.jsonl", "tagging.html") and not name.startswith("parts/")
     }
+
+
+def tagged_rows(out: Path) -> list[dict[str, Any]]:
+    """What tag.py wrote, as lines, in the order of keys."""
+    import pyarrow.parquet as pq
+
+    from sigrl_core.tagging import to_lines
+
+    rows = [json.loads(line) for line in to_lines(pq.read_table(out / "tags")).splitlines()]
+    return sorted(rows, key=lambda row: row["uri"])
 
 
 def vocabulary_of(seen: Sequence[str], unseen: Sequence[str] = ()) -> Vocabulary:
@@ -281,6 +293,6 @@ def read_corpus(tmp_path_factory):
         listed = write_listing(listing, file, rows_per_part=rows_per_part)
         rows = [row for part in parts_of(file) for row in read_part(file, part)]
         assert listed.num_rows == len(rows)
-        return rows, listed.vocabulary
+        return [row._replace(etag=None) for row in rows], listed.vocabulary  # which says when files were written
 
     return read

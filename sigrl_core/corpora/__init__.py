@@ -13,12 +13,14 @@ from sigrl_core.corpora import (
     coco,
     csv_list,
     cub,
+    files,
     folder,
     hugging_face,
     jsonl,
     nus_wide,
     open_images,
     parquet_list,
+    shards,
     voc,
     webdataset,
     yolo,
@@ -32,6 +34,8 @@ Corpus = Callable[[str, str | None], Listing]
 
 CORPORA: dict[str, Corpus] = {
     "folder": folder.list_corpus,
+    "files": files.list_corpus,
+    "shards": shards.list_corpus,
     "jsonl": jsonl.list_corpus,
     "csv": csv_list.list_corpus,
     "parquet": parquet_list.list_corpus,

@@ -112,7 +112,10 @@ def _rows(images: str, columns: Columns, classes: tuple[str, ...] | None) -> Ite
                 raise CorpusError(f"{where}: other columns or names of classes than in the first file; give one split")
             for number, (path, labels, inside) in enumerate(_cells(file, columns)):
                 told = _labels(labels, classes, f"{where}, row {number}")
-                row = Row(f"{shard.path}#{number}", told, offset=number) if inside or not path else Row(path, told)
+                if inside or not path:
+                    row = Row(f"{shard.path}#{number}", told, offset=number, etag=shard.version)
+                else:
+                    row = Row(path, told)
                 yield row
     if row is None:
         raise CorpusError(f"{images}: no rows in its Parquet files; check --images")

@@ -28,6 +28,7 @@ class Row(NamedTuple):
         negatives: those absent, where the corpus tells; None says that what is not in `labels` is absent.
         size: bytes of the picture, where the corpus knows without opening it.
         offset: where a container holds it: the byte it starts at in a tar, its row in a Parquet file.
+        etag: of the file or of its container, what changes when its content does; None where nobody looked.
     """
 
     uri: str
@@ -35,6 +36,7 @@ class Row(NamedTuple):
     negatives: tuple[str, ...] | None = None
     size: int | None = None
     offset: int | None = None
+    etag: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ _SCHEMA = pa.schema(
         pa.field("negatives", pa.list_(pa.string())),
         pa.field("size", pa.int64()),
         pa.field("offset", pa.int64()),
+        pa.field("etag", pa.string()),
     ]
 )
 
@@ -46,6 +47,7 @@ def write_listing(
     vocabulary: Vocabulary | None = None,
     rows_per_part: int = 1000,
     bytes_per_part: int | None = None,
+    cut: Callable[[Iterable[Row]], Iterable[list[Row]]] | None = None,
 ) -> Listed:
     """Writes a listing as its rows come; holds the rows of one part at a time.
 
@@ -54,6 +56,7 @@ def write_listing(
         vocabulary: the labels that rows may have, in place of the corpus's own.
         rows_per_part: rows of each part at most.
         bytes_per_part: ends a part before its pictures, as listed, are more bytes; every part has one at least.
+        cut: makes the parts in place of these two.
 
     Raises:
         CorpusError: what the corpus raises; a label that the vocabulary lacks, an empty one, one both present and
@@ -65,12 +68,12 @@ def write_listing(
     digest, num_rows = hashlib.sha256(), 0
     opened: Any = contextlib.nullcontext(pa.MockOutputStream()) if uri is None else storage.writing(uri)
     with opened as file, pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
-        for rows in _parts(listing.rows, rows_per_part, bytes_per_part):
+        for rows in cut(listing.rows) if cut else _parts(listing.rows, rows_per_part, bytes_per_part):
             for row in rows:
                 _check(row, index)
                 names.update(row.labels or (), row.negatives or ())
             columns = list(zip(*rows, strict=True))
-            digest.update(json.dumps(columns).encode())
+            digest.update(json.dumps(columns[:-1]).encode())  # a copy has the same pictures, changed at another time
             num_rows += len(rows)
             writer.write_table(pa.table([list(column) for column in columns], schema=_SCHEMA))
         listed = Listed(num_rows, digest.hexdigest(), vocabulary or Vocabulary.of(sorted(names)))
@@ -101,7 +104,7 @@ def read_part(uri: str, part: Part) -> list[Row]:
     told = [
         [None if names is None else tuple(names) for names in table[key].to_pylist()] for key in ("labels", "negatives")
     ]
-    where = [table[key].to_pylist() for key in ("size", "offset")]
+    where = [table[key].to_pylist() for key in ("size", "offset", "etag")]
     return [Row(*row) for row in zip(table["uri"].to_pylist(), *told, *where, strict=True)]
 
 

@@ -19,10 +19,10 @@ MAX_FILE_BYTES = 500_000_000
 
 _FEW_ROWS = 100  # of a Parquet file: to read on over, rather than to start again with their row group
 
-_IN_TAR = re.compile(r"(.*?\.tar)#", re.IGNORECASE | re.DOTALL)
+_IN_CONTAINER = re.compile(r"(.*?\.(?:tar|parquet))#", re.IGNORECASE | re.DOTALL)
 
 
-def fetch(images: str, rows: Sequence[Row]) -> Iterator[bytes | ImageError]:
+def fetch(images: str, rows: Sequence[Row], max_file_bytes: int | None = None) -> Iterator[bytes | ImageError]:
     """The bytes of every row's picture, in order, or why it has none.
 
     Of an object store several are asked for at a time; `ahead.FILES_IN_FLIGHT` are in memory at most. A container is
@@ -30,13 +30,14 @@ def fetch(images: str, rows: Sequence[Row]) -> Iterator[bytes | ImageError]:
 
     Args:
         images: folder that the rows' locations are below.
+        max_file_bytes: files larger than that are `unreachable`, those in no container unread.
 
     Raises:
         StorageError: the store fails, which says nothing about the pictures; see `storage.is_transient`.
     """
     for (location, in_flight), group in groupby(rows, partial(_source, images)):
         if location is None:
-            yield from ahead(partial(_file, images), group, in_flight)
+            yield from ahead(partial(_file, images, max_file_bytes or MAX_FILE_BYTES), group, in_flight)
         elif location.lower().endswith(".tar"):
             yield from _explained(_members(location, group := list(group), in_flight), group)
         else:
@@ -48,14 +49,26 @@ def _source(images: str, row: Row) -> tuple[str | None, int]:
     location = storage.locate(images, row.uri)
     container = None
     if row.offset is not None:
-        in_tar = _IN_TAR.match(location)  # names in a tar may have a # of their own, numbers of rows have none
-        container = in_tar[1] if in_tar else location.rpartition("#")[0]
+        container = _container(location)
     return container, files_in_flight(location)
 
 
-def _file(images: str, row: Row) -> bytes | ImageError:
+def _container(location: str) -> str:
+    """Where the tar or Parquet file is that holds a picture; the picture's name may have a # of its own."""
+    found = _IN_CONTAINER.match(location)
+    return found[1] if found else location.rpartition("#")[0]
+
+
+def position(row: Row) -> str:
+    """A key that is as the rows of a listing: the file's path, and in a container where it is held."""
+    return row.uri if row.offset is None else f"{_container(row.uri)}\0{row.offset:015d}"
+
+
+def _file(images: str, max_bytes: int, row: Row) -> bytes | ImageError:
+    if row.size is not None and row.size > max_bytes:  # without asking the store once more
+        return ImageError("unreachable", f"{row.uri}: {row.size} bytes; at most {max_bytes} are read")
     try:
-        return storage.read_bytes(storage.locate(images, row.uri), MAX_FILE_BYTES)
+        return storage.read_bytes(storage.locate(images, row.uri), max_bytes)
     except StorageError as error:
         return _unreachable(error)
     except ValueError as error:  # a name that no file can have

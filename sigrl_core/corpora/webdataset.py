@@ -63,7 +63,9 @@ def _rows(images: str, classes: list[str] | None) -> Iterator[Row]:
                 continue
             labels, negatives = _labels({member.kind: member for member in sample}, where, classes)
             for picture in pictures:
-                row = Row(f"{shard.path}#{picture.name}", labels, negatives, picture.size, picture.offset)
+                row = Row(
+                    f"{shard.path}#{picture.name}", labels, negatives, picture.size, picture.offset, shard.version
+                )
                 yield row
     if row is None:
         raise CorpusError(f"{images}: no pictures in tars (*.tar) under it; check --images")

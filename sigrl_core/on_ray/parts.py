@@ -28,6 +28,7 @@ def run_parts(
     *,
     label: str,
     workers: int | None = None,
+    min_workers: int | None = None,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
 ) -> None:
@@ -40,6 +41,7 @@ def run_parts(
         lease: of the job.
         label: what the progress line starts with.
         workers: processes, with one part at a time each; None for as many as there are CPUs.
+        min_workers: starts with so many, and others while there is work for them; None starts all.
         num_cpus: CPUs of each.
         num_gpus: GPUs of each.
 
@@ -62,11 +64,13 @@ def run_parts(
         items = ray.data.from_items([asdict(part) for part in pending], override_num_blocks=len(pending))
         finished = items.map_batches(
             cast(Any, _Worker),
-            fn_constructor_args=(make_work, job),
+            fn_constructor_args=(make_work, job, type(pending[0])),
             batch_size=1,
             batch_format="pyarrow",
             # One part waits at each worker, so that none waits for the driver to see that it has finished.
-            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(min_workers or size, size), max_size=size, max_tasks_in_flight_per_actor=2
+            ),
             num_cpus=num_cpus,
             num_gpus=num_gpus,
         )
@@ -106,11 +110,11 @@ class _Never:
 
 
 class _Worker:
-    def __init__(self, make_work: Callable[[], Work], job: Job) -> None:
-        self.work, self.job = make_work(), job
+    def __init__(self, make_work: Callable[[], Work], job: Job, kind: type[Part]) -> None:
+        self.work, self.job, self.kind = make_work(), job, kind
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        part = Part(**batch.to_pylist()[0])
+        part = self.kind(**batch.to_pylist()[0])
         error, record = b"", {}
         try:
             if not self.job.committed(part):  # Ray may run a part again whose result it lost

@@ -1,97 +1,186 @@
-"""Folder of pictures -> tags: one row for every picture listed, in the listing's order.
+"""Folder or bucket -> tags, exactly one row for every key; again on the same folder, what is new or changed.
 
-OUT/tags/00000.parquet   rows of TAGS_SCHEMA, one file a part
-OUT/tags.jsonl           the same rows, as lines
-OUT/manifest.json        written last: counts, errors by reason, hashes of model, vocabulary and files
-OUT/plan.json, parts/    what the folder was started with, and which parts are done; see parts.py
+OUT/tags/*.parquet       rows of tagging.tags_schema, a file for each range of keys, named by where it starts
+OUT/jsonl/*.jsonl        the same as lines, where asked for
+OUT/tagging.html         how it went and what was found
+OUT/_manifest.json       counts, errors by reason, hashes of model, vocabulary and files
+OUT/_SUCCESS             written last, taken away first
+OUT/plan.json            what is asked: another question in the same folder is refused
+OUT/ranges.json          where the ranges start, now and from now on
+OUT/parts/               what was done, see parts.py
 """
 
 from __future__ import annotations
 
-import json
+import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-import pyarrow as pa
+from typing import Any
 
 import sigrl_core
 from sigrl_core import storage
 from sigrl_core.checkpoint import Checkpoint, load_checkpoint
 from sigrl_core.config import TagConfig
-from sigrl_core.corpora.folder import list_corpus
-from sigrl_core.errors import StorageError
+from sigrl_core.corpora.listing import Listing, Row
+from sigrl_core.corpora.listing_file import write_listing
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.on_ray.parts import Work, run_parts
 from sigrl_core.on_ray.session import connect
-from sigrl_core.parts import Job, Part, plan_parts
-from sigrl_core.records import from_parquet, seal, sha256_of, to_parquet
-from sigrl_core.tagger import Tagger, Tags
+from sigrl_core.parts import Job
+from sigrl_core.records import seal, sha256_of
+from sigrl_core.report.tagging import Run, Summary, write_tagging_page
+from sigrl_core.tagger import Tagger
+from sigrl_core.tagging import LISTING, WAITING, PartTagger, Question, RangePart, listing_of, plan_ranges, waiting
 from sigrl_core.vocabulary import Vocabulary
 
-TAGS_SCHEMA = pa.schema(
-    [
-        pa.field("uri", pa.string(), nullable=False),  # below `config.images`
-        pa.field("labels", pa.list_(pa.string()), nullable=False),  # best first
-        # rank within the vocabulary asked; with a threshold they are probabilities
-        pa.field("scores", pa.list_(pa.float32()), nullable=False),
-        pa.field("error", pa.string(), nullable=False),  # one of images.REASONS, or empty
-    ]
-)
-BATCH_SIZE = 32
+RANGES, SUCCESS = "ranges.json", "_SUCCESS"
+NUM_SAMPLE = 64
+"""Pictures that a dry run tags."""
 
 
-def tag(config: TagConfig, workers: int = 1) -> dict[str, Any]:
-    """Tags every picture under a folder, or goes on with it, or finds it done; returns the manifest.
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where it runs; changes nothing that is written."""
+
+    most: int = 1
+    """Processes that each hold the model."""
+    least: int | None = None
+    """Starts with so many of them; None starts all."""
+    cpus: float = 1.0
+    """Of each; with two or more, all but one of them are processes that decode."""
+    gpus: float = 0.0
+    """Of each; 0.5 puts two on a GPU, 0 computes on CPU."""
+
+
+def tag(
+    config: TagConfig,
+    workers: Workers | None = None,
+    retry_failed: bool = False,
+    price_per_hour: float | None = None,
+) -> dict[str, Any]:
+    """Tags every key under a folder, or goes on with it, or tags what has come since; returns the manifest.
 
     Args:
-        workers: processes that each hold the model.
+        workers: where it runs.
+        retry_failed: tags pictures again that could not be reached.
+        price_per_hour: of all machines together, for the page.
 
     Raises:
         CheckpointError, VocabularyError, CorpusError: an input that cannot be used.
         StorageError: `config.out` cannot be written, or holds another run.
     """
+    config, workers = _absolute(config), workers or Workers()
     checkpoint = load_checkpoint(config.checkpoint)
-    asked = _question(config, checkpoint)
-    images, out = storage.absolute(config.images), storage.absolute(config.out)
-    uris = [row.uri for row in list_corpus(images).rows]
-    job = Job(out)
-    parts = plan_parts(len(uris), config.rows_per_part)
-    plan = {
-        "images": images,
-        "listing": sha256_of("\n".join(uris).encode(errors="surrogateescape")),
-        "model": sha256_of(storage.read_bytes(storage.join(checkpoint.uri, "manifest.json"))),
-        "vocabulary": asked.vocabulary.hash,
-        "top_k": config.top_k,
-        "threshold": config.threshold,
-        "label_embeddings": None if asked.embeddings_CE is None else sha256_of(asked.embeddings_CE.tobytes()),
-        "local_candidates": config.local_candidates,
-        "rows_per_part": config.rows_per_part,
-    }
-    if (manifest := job.manifest()) is not None:
-        job.agree(plan)
-        return manifest
+    question = _question(config, checkpoint)
+    job, plan = Job(config.out, "_manifest.json"), _plan(config, question)
+    job.agree(plan)
+    started = time.monotonic()
     with job.claimed(plan) as lease:
+        parts = _plan_parts(config, job, job.path(LISTING), listing_of(config))
         job.start(plan)
+        changed = _changed(job, parts, retry_failed)
+        if not changed and storage.exists(job.path(SUCCESS)) and (manifest := job.manifest()) is not None:
+            return manifest
+        storage.remove(job.path(SUCCESS))
+        job.take_back(changed)
+        storage.write_json(job.path(RANGES), [[part.key, part.held_by] for part in parts])
+        pending = job.pending(parts)
         connect()
-        load = partial(Tagger.load, storage.absolute(config.checkpoint), local_candidates=config.local_candidates)
-        make_work = partial(_worker, load, asked, images, out, uris)
-        run_parts(job, parts, make_work, lease, label="tag", workers=min(workers, len(parts)))
-        return _finish(job, plan, parts)
+        load = partial(
+            Tagger.load,
+            config.checkpoint,
+            device="cuda" if workers.gpus else "cpu",
+            local_candidates=config.local_candidates,
+            precision=config.precision,
+        )
+        make_work = partial(
+            _worker,
+            load,
+            question=question,
+            config=config,
+            waits=waiting(parts),
+            retry_failed=retry_failed,
+            decoders=max(0, int(workers.cpus) - 1),
+        )
+        run_parts(
+            job,
+            parts,
+            make_work,
+            lease,
+            label="tag",
+            workers=workers.most,
+            min_workers=workers.least,
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+        )
+        manifest = _finish(job, plan, parts)
+        run = Run(time.monotonic() - started, workers.most, price_per_hour)
+        summary = Summary.of(job.records(parts), parts, {part.name for part in pending})
+        write_tagging_page(config, manifest, summary, run)
+        print(f"tag: {summary.told(run)}", file=sys.stderr)
+        storage.write_bytes(job.path(SUCCESS), b"")
+        return manifest
 
 
-class _Question(NamedTuple):
-    """What is asked of every picture; see `Tagger.tag`."""
+def dry_run(config: TagConfig, workers: Workers) -> str:
+    """What `tag` would do, in lines; a few pictures are tagged to tell how long it takes. Raises as `tag`."""
+    config = _absolute(config)
+    checkpoint = load_checkpoint(config.checkpoint)
+    question = _question(config, checkpoint)
+    job = Job(config.out, "_manifest.json")
+    job.agree(_plan(config, question))
+    first: list[Row] = []
+    listing = listing_of(config)
+    listing = replace(listing, rows=_noting(listing.rows, first, NUM_SAMPLE))
+    parts = _plan_parts(config, job, None, listing)
+    changed = [*job.pending(parts), *_changed(job, parts, retry_failed=False)]
+    rows = sum(part.num_rows for part in changed)
+    lines = [f"{sum(part.num_rows for part in parts):,} keys in {len(parts):,} ranges; {len(changed):,} to work on"]
+    if rows:
+        tagger = PartTagger(Tagger(checkpoint, precision=config.precision), question, config, set())
+        started = time.monotonic()
+        tagger.tag_rows(first)
+        each = (time.monotonic() - started) / len(first)
+        lines.append(
+            f"at most {rows:,} pictures to tag: about {each * rows / workers.most / 60:,.0f} min with "
+            f"{workers.most} workers as fast as this process on its CPU, which took {1000 * each:.0f} ms a picture"
+        )
+    return "\n".join(lines)
 
-    vocabulary: Vocabulary
-    embeddings_CE: np.ndarray | None
-    top_k: int | None
-    threshold: float | Literal["calibrated"] | None
+
+def _noting(rows: Iterable[Row], noted: list[Row], most: int) -> Iterator[Row]:
+    for row in rows:
+        if len(noted) < most:
+            noted.append(row)
+        yield row
 
 
-def _question(config: TagConfig, checkpoint: Checkpoint) -> _Question:
+def _absolute(config: TagConfig) -> TagConfig:
+    """Paths as any process of the cluster can use them."""
+    return replace(
+        config,
+        checkpoint=storage.absolute(config.checkpoint),
+        images=storage.absolute(config.images),
+        out=storage.absolute(config.out),
+    )
+
+
+def _plan(config: TagConfig, question: Question) -> dict[str, Any]:
+    embeddings_CE = question.embeddings_CE
+    same = ("images", "corpus", "top_k", "threshold", "local_candidates", "precision", "format", "embeddings")
+    same += ("heat_maps", "max_file_bytes", "batch_size", "rows_per_part")
+    return {
+        **{name: getattr(config, name) for name in same},
+        "model": question.model,
+        "vocabulary": question.vocabulary.hash,
+        "label_embeddings": None if embeddings_CE is None else sha256_of(embeddings_CE.tobytes()),
+    }
+
+
+def _question(config: TagConfig, checkpoint: Checkpoint) -> Question:
     """Refuses what the checkpoint cannot answer, before anything is written."""
     vocabulary = checkpoint.vocabulary if config.vocabulary is None else Vocabulary.load(config.vocabulary)
     embeddings_CE = load_embeddings(config.label_embeddings, vocabulary) if config.label_embeddings else None
@@ -100,79 +189,69 @@ def _question(config: TagConfig, checkpoint: Checkpoint) -> _Question:
         _ = tagger.calibration
     if embeddings_CE is not None or checkpoint.recogniser.embeddings_VE is not None:
         tagger.ask(vocabulary, embeddings_CE)
-    return _Question(vocabulary, embeddings_CE, config.top_k, config.threshold)
+    model = sha256_of(storage.read_bytes(storage.join(checkpoint.uri, "manifest.json")))
+    return Question(vocabulary, embeddings_CE, model, checkpoint.recogniser.backbone.dim)
 
 
-def _worker(load: Callable[[], Tagger], asked: _Question, images: str, out: str, uris: list[str]) -> Work:
-    tagger = load()
-    tagger.ask(asked.vocabulary, asked.embeddings_CE)
-    return partial(_tag_part, tagger, asked, images, out, uris)
+def _plan_parts(config: TagConfig, job: Job, where: str | None, listing: Listing) -> list[RangePart]:
+    """Lists the source and cuts it where it was cut the last time; writes the listing, or only looks."""
+    held_by: dict[str, str] = {}
+    if storage.exists(job.path(RANGES)):
+        finished = job.manifest() is not None
+        held_by = {
+            start: start if finished or before is None else before
+            for start, before in storage.read_json(job.path(RANGES))
+        }
+    parts: list[RangePart] = []
+    cut = partial(plan_ranges, config, held_by=held_by, note=parts.append)
+    write_listing(listing, where, cut=cut)
+    return parts
 
 
-def _tag_part(tagger: Tagger, asked: _Question, images: str, out: str, uris: list[str], part: Part) -> dict[str, Any]:
-    mine = uris[part.start : part.stop]
-    results: list[Tags] = []
-    for start in range(0, len(mine), BATCH_SIZE):
-        results += _tag_batch(tagger, asked, images, mine[start : start + BATCH_SIZE])
-    table = pa.table(
-        {
-            "uri": mine,
-            "labels": [tags.labels for tags in results],
-            "scores": [tags.scores for tags in results],
-            "error": [tags.error for tags in results],
-        },
-        schema=TAGS_SCHEMA,
-    )
-    name = f"tags/{part.name}.parquet"
-    data = to_parquet(table)
-    storage.write_bytes(storage.join(out, name), data)
-    errors = Counter(tags.error for tags in results if tags.error)
-    return {"name": name, "rows": len(mine), "sha256": sha256_of(data), "errors": dict(sorted(errors.items()))}
+def _changed(job: Job, parts: Sequence[RangePart], retry_failed: bool) -> list[RangePart]:
+    """The ranges done whose keys, or versions of them, are others now; with `retry_failed` also those that lack
+    pictures that could not be reached."""
+    pending = set(job.pending(parts))
+    done = [part for part in parts if part not in pending]
+    return [
+        part
+        for part, record in zip(done, job.records(done), strict=True)
+        if record["listing"] != part.listing or (retry_failed and "unreachable" in record["errors"])
+    ]
 
 
-def _tag_batch(tagger: Tagger, asked: _Question, images: str, uris: list[str]) -> list[Tags]:
-    pictures: list[bytes] = []
-    unreachable: set[int] = set()
-    for number, uri in enumerate(uris):
-        try:
-            pictures.append(storage.read_bytes(storage.locate(images, uri)))
-        except StorageError as error:
-            if storage.is_transient(error):
-                raise
-            unreachable.add(number)
-    tagged = iter(tagger.tag(pictures, asked.vocabulary, asked.top_k, asked.threshold))
-    missing = Tags(labels=[], scores=[], error="unreachable")
-    return [missing if number in unreachable else next(tagged) for number in range(len(uris))]
+def _worker(load: Callable[[], Tagger], **what: Any) -> Work:
+    return PartTagger(load(), **what)
 
 
-def _finish(job: Job, plan: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
-    records = list(job.records(parts))
-    lines: list[str] = []
-    errors: Counter[str] = Counter()
-    for record in records:
-        table = from_parquet(storage.read_bytes(job.path(record["name"]))).read(use_threads=False)
-        lines += [_line(row) for row in table.to_pylist()]
+def _finish(job: Job, plan: dict[str, Any], parts: Sequence[RangePart]) -> dict[str, Any]:
+    """Puts every file in its place, takes away what has no keys any more, writes the manifest; returns it."""
+    waits, errors, files, rows = waiting(parts), Counter[str](), [], 0
+    for part, record in zip(parts, job.records(parts), strict=True):
+        for path, sha256 in record["files"].items():
+            if part.name in waits and storage.exists(job.path(WAITING, path)):
+                storage.move(job.path(WAITING, path), job.path(path))
+            files.append({"name": path, "rows": record["rows"], "sha256": sha256})
         errors.update(record["errors"])
-    storage.write_bytes(job.path("tags.jsonl"), "".join(lines).encode())
+        rows += record["rows"]
+    storage.write_json(job.path(RANGES), [[part.key, part.key] for part in parts])
+    here = {file["name"] for file in files} | {f"parts/{part.name}.json" for part in parts}
+    for folder in ("tags", "jsonl", "parts"):
+        if storage.is_folder(job.path(folder)):
+            for file in storage.walk(job.path(folder)):
+                if f"{folder}/{file.path}" not in here:
+                    storage.remove(job.path(folder, file.path))
     manifest = seal(
         {
-            "schema_version": 1,
+            "schema_version": 2,
             "kind": "tags",
             "code_version": sigrl_core.__version__,
-            "rows": sum(record["rows"] for record in records),
-            "tagged": sum(record["rows"] for record in records) - errors.total(),
+            "rows": rows,
+            "tagged": rows - errors.total(),
             "errors": dict(sorted(errors.items())),
-            "parts": [{key: record[key] for key in ("name", "rows", "sha256")} for record in records],
+            "files": files,
             **plan,
         }
     )
     job.finish(manifest, parts)
     return manifest
-
-
-def _line(row: dict[str, Any]) -> str:
-    tags = [
-        {"label": label, "score": round(score, 6)} for label, score in zip(row["labels"], row["scores"], strict=True)
-    ]
-    line = {"uri": row["uri"], "tags": tags, **({"error": row["error"]} if row["error"] else {})}
-    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -39,6 +39,7 @@ from sigrl_core.records import ShardFolder
 from sigrl_core.tagger import Tagger
 from sigrl_core.training import tokens_of
 from sigrl_core.vocabulary import Label, Vocabulary
+from tests.conftest import tagged_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNRELATED = (
@@ -138,7 +139,7 @@ def new_labels(home: Path, scratch: Path) -> dict[str, float]:
     for line in (home / "corpus" / "test" / "labels.jsonl").read_text().splitlines():
         row = json.loads(line)
         true[row["uri"]] = {*row["labels"], *(name.split()[-1] for name in row["labels"])}
-    tagged = [json.loads(line) for line in (scratch / "tags" / "tags.jsonl").read_text().splitlines()]
+    tagged = tagged_rows(scratch / "tags")
     right = float(np.mean([tag["label"] in true[row["uri"]] for row in tagged for tag in row["tags"]]))
     chance = float(np.mean([[name in labels for name in names] for labels in true.values()]))
     print(f"\n{len(names)} labels never trained on, the best {TAGS} of each picture by tag.py:")

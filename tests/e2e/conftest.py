@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -50,11 +51,11 @@ class Store:
             config=Config(s3={"addressing_style": "path"}),
         )
 
-    def restart_proxy(self) -> None:
+    def restart_proxy(self, *flags: str) -> None:
         self.processes[3].terminate()  # not killed: that would leave its worker behind, which listens on
         self.processes[3].wait()
         with open(self.root / "proxy.log", "ab") as log:
-            command = ["swift-proxy-server", str(self.root / "etc" / "proxy.conf")]
+            command = ["swift-proxy-server", str(self.root / "etc" / "proxy.conf"), *flags]
             environment = {**os.environ, "SWIFT_DIR": str(self.root / "etc")}
             self.processes[3] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.wait_until_ready()
@@ -73,12 +74,18 @@ class Store:
 def store(tmp_path_factory) -> Iterator[Store]:
     if not SERVER.exists():
         pytest.skip("no object store to test with: ../shared/object_store is not there")
+    with started_store(tmp_path_factory.mktemp("store")) as store:
+        yield store
+
+
+@contextmanager
+def started_store(root: Path) -> Iterator[Store]:
+    """A new store, with its data below a folder."""
     spec = importlib.util.spec_from_file_location("swift_s3", SERVER)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    root = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         port = module.free_port()

@@ -10,6 +10,7 @@ import pytest
 
 from sigrl_core.checkpoint import load_checkpoint
 from sigrl_core.records import ShardFolder
+from tests.conftest import tagged_rows
 
 pytestmark = pytest.mark.e2e
 
@@ -66,7 +67,7 @@ def test_from_photographs_to_tags(coco160: Path, tmp_path: Path, command) -> Non
     assert "<svg" in (tmp_path / "evaluation" / "report.html").read_text()
 
     lines = run("tag.py", "--checkpoint", "run", "--images", coco160 / "val2017", "--out", "tags")
-    assert lines[-2:] == ["80 rows: 80 tagged", "tags: tags/tags (Parquet), tags/tags.jsonl"]
-    rows = [json.loads(line) for line in (tmp_path / "tags" / "tags.jsonl").read_text().splitlines()]
+    assert lines[-2:] == ["80 rows: 80 tagged", "tags: tags/tags (Parquet), tags/tagging.html"]
+    rows = tagged_rows(tmp_path / "tags")
     assert [row["uri"] for row in rows] == sorted(path.name for path in (coco160 / "val2017").iterdir())
     assert all(len(row["tags"]) == 5 and "error" not in row for row in rows)

@@ -137,5 +137,5 @@ def preprocess(
 
 def fingerprint(uri: str) -> dict[str, str]:
     """sha256 of every object but those that say who worked when."""
-    files = [file.path for file in storage.walk(uri) if not file.path.startswith(("run_log", "parts/"))]
+    files = [file.path for file in storage.walk(uri) if not file.path.startswith(("run_log", "parts/", "tagging.html"))]
     return {path: hashlib.sha256(storage.read_bytes(storage.join(uri, path))).hexdigest() for path in files}

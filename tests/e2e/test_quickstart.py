@@ -19,6 +19,7 @@ from sigrl_core.checkpoint import load_checkpoint
 from sigrl_core.config import RunConfig
 from sigrl_core.config_json import from_json
 from sigrl_core.demo import toybox
+from tests.conftest import tagged_rows
 
 pytestmark = pytest.mark.e2e
 
@@ -82,7 +83,7 @@ def test_the_same_command_finishes(chain: Chain) -> None:
     lines = chain.finished.stdout.splitlines()
     assert lines[:4] == [f"out = {chain.out}", "captioned = 512", "labelled = 200", "test = 100"]
     assert lines[-1] == (
-        f"report: {chain.out}/report.html, {chain.out}/metrics.json; tags: {chain.out}/tags/tags.jsonl"
+        f"report: {chain.out}/report.html, {chain.out}/metrics.json; tags: {chain.out}/tags/tagging.html"
     )
     table = [line.split()[0] for line in lines if line.split()[0] in ROWS]
     assert sorted(table) == sorted(ROWS)
@@ -102,7 +103,7 @@ def test_what_it_leaves(chain: Chain) -> None:
     assert metrics["pictures"] == 100
     assert metrics["labels"] == {"seen": 50, "unseen": 16}
     assert (chain.out / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
-    rows = [json.loads(line) for line in (chain.out / "tags" / "tags.jsonl").read_text().splitlines()]
+    rows = tagged_rows(chain.out / "tags")
     assert [row["uri"] for row in rows] == [f"test_{number:05d}.jpg" for number in range(100)]
     assert all(len(row["tags"]) == 5 for row in rows)
     assert load_checkpoint(str(chain.out / "sigrl")).vocabulary == toybox.vocabulary()
@@ -135,7 +136,7 @@ def test_calibrated_tags_by_their_commands(chain: Chain, command, tmp_path: Path
     assert all(values["ece_after"] < values["ece_before"] / 2 for values in measured.values())
     done = command(*tag, "--threshold", "calibrated")
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "tags" / "tags.jsonl").read_text().splitlines()]
+    rows = tagged_rows(tmp_path / "tags")
     calibration = load_checkpoint(str(checkpoint)).calibration
     assert calibration is not None
     assert len(rows) == 100
@@ -218,9 +219,9 @@ def test_tags_from_labels_never_seen(chain: Chain, tmp_path: Path, command) -> N
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == [
         "100 rows: 100 tagged",
-        f"tags: {tmp_path}/out/tags (Parquet), {tmp_path}/out/tags.jsonl",
+        f"tags: {tmp_path}/out/tags (Parquet), {tmp_path}/out/tagging.html",
     ]
-    rows = [json.loads(line) for line in (tmp_path / "out" / "tags.jsonl").read_text().splitlines()]
+    rows = tagged_rows(tmp_path / "out")
     assert len(rows) == 100
     assert all(len(row["tags"]) == 2 for row in rows)
     assert {item["label"] for row in rows for item in row["tags"]} <= {"a zebra", "hail", "scarlet star", "teal"}

@@ -1,28 +1,35 @@
 """Batch tagging on a real local Ray: one row per picture in listing order, the same bytes whoever works."""
 
 import dataclasses
+import io
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from sigrl_core.checkpoint import save_checkpoint
-from sigrl_core.config import TagConfig
+from sigrl_core.config import PreprocessConfig, TagConfig
 from sigrl_core.demo import toybox
-from sigrl_core.errors import CheckpointError, CorpusError, StorageError, VocabularyError
+from sigrl_core.errors import CheckpointError, ConfigError, CorpusError, StorageError, VocabularyError
+from sigrl_core.images import REASONS
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
-from sigrl_core.on_ray.tag import TAGS_SCHEMA, tag
+from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.on_ray.tag import Workers, dry_run, tag
 from sigrl_core.presets import get_preset
 from sigrl_core.tagger import Tagger
-from tests.conftest import fingerprint
+from tests.conftest import REPOSITORY, fingerprint, tagged_rows
+from tests.hostile import hostile
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -45,7 +52,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def album(pictures: Path) -> Path:
-    """The 12 pictures of `pictures`, three files that are none, and one that is no candidate at all."""
+    """The 12 pictures of `pictures`, and four files that are none."""
     (pictures / "cat" / "empty.jpg").touch()
     (pictures / "cat" / "text.JPG").write_text("not a picture")
     (pictures / "dog" / "half.jpg").write_bytes((pictures / "dog" / "06.jpg").read_bytes()[:300])
@@ -58,39 +65,34 @@ def config_for(checkpoint: Path, album: Path, out: Path, **changes) -> TagConfig
     return dataclasses.replace(config, **changes)
 
 
-def rows_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "tags.jsonl").read_text().splitlines()]
-
-
-def test_one_row_for_every_picture_in_order(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+def test_one_row_for_every_picture_in_order(checkpoint: Path, album: Path, tmp_path: Path, capsys) -> None:
     manifest = tag(config_for(checkpoint, album, tmp_path / "out"))
-    rows = rows_of(tmp_path / "out")
-    uris = sorted(str(path.relative_to(album)) for path in album.rglob("*") if path.suffix.lower() == ".jpg")
-    assert [row["uri"] for row in rows] == uris
-    assert len(uris) == 15
+    rows = tagged_rows(tmp_path / "out")
+    files = {str(path.relative_to(album)): path for path in album.rglob("*") if path.is_file()}
+    assert [row["uri"] for row in rows] == sorted(files)
+    assert len(files) == 16
+    assert all(row["size"] == files[row["uri"]].stat().st_size for row in rows)
     errors = {row["uri"]: row["error"] for row in rows if "error" in row}
-    assert errors == {"cat/empty.jpg": "empty", "cat/text.JPG": "not_an_image", "dog/half.jpg": "truncated"}
+    assert errors == {
+        "cat/empty.jpg": "empty",
+        "cat/text.JPG": "not_an_image",
+        "dog/half.jpg": "truncated",
+        "dog/notes.txt": "not_an_image",
+    }
     assert all(row["tags"] == [] for row in rows if "error" in row)
-    assert {"rows": 15, "tagged": 12, "errors": {"empty": 1, "not_an_image": 1, "truncated": 1}}.items() <= (
-        manifest.items()
-    )
-    tables = [pq.read_table(tmp_path / "out" / part["name"]) for part in manifest["parts"]]
-    assert [table.num_rows for table in tables] == [4, 4, 4, 3]
-    assert all(table.schema == TAGS_SCHEMA for table in tables)
-    from_parquet = [
-        {
-            "uri": row["uri"],
-            "tags": [
-                {"label": label, "score": round(score, 6)}
-                for label, score in zip(row["labels"], row["scores"], strict=True)
-            ],
-            **({"error": row["error"]} if row["error"] else {}),
-        }
-        for row in pa.concat_tables(tables).to_pylist()
-    ]
-    assert from_parquet == rows
-    expected = ["manifest.json", "plan.json", "tags.jsonl", *(f"tags/0000{i}.parquet" for i in range(4))]
-    assert sorted(fingerprint(tmp_path / "out")) == expected
+    found = {"rows": 16, "tagged": 12, "errors": {"empty": 1, "not_an_image": 2, "truncated": 1}}
+    assert found.items() <= manifest.items()
+    tables = [pq.read_table(tmp_path / "out" / file["name"]) for file in manifest["files"]]
+    assert [table.num_rows for table in tables] == [4, 4, 4, 4]
+    assert [uri for table in tables for uri in table["uri"].to_pylist()] == sorted(files)
+    for name in ("model", "vocabulary"):
+        assert {value for table in tables for value in table[name].to_pylist()} == {manifest[name]}
+    expected = ["_SUCCESS", "_manifest.json", "plan.json", "ranges.json", *(file["name"] for file in manifest["files"])]
+    assert sorted(fingerprint(tmp_path / "out")) == sorted(expected)
+
+    (one_line,) = re.findall(r'python -c "(import pyarrow.*)"$', (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    exec(one_line.replace("runs/tags", str(tmp_path / "out")))
+    assert "cat/00.jpg" in capsys.readouterr().out
 
     tagger = Tagger.load(str(checkpoint))  # alone, each picture gets the tags it got in its batch
     good = [row for row in rows if "error" not in row]
@@ -106,11 +108,11 @@ def test_the_number_of_workers_changes_no_byte_and_the_second_run_finds_it_done(
 ) -> None:
     outs = [tmp_path / "one", tmp_path / "two"]
     for workers, out in enumerate(outs, 1):
-        manifest = tag(config_for(checkpoint, album, out), workers)
+        manifest = tag(config_for(checkpoint, album, out), Workers(most=workers))
     assert fingerprint(outs[0]) == fingerprint(outs[1])
     before = {path: path.stat().st_mtime_ns for path in outs[1].rglob("*")}
     started = time.monotonic()
-    assert tag(config_for(checkpoint, album, outs[1]), workers=1) == manifest
+    assert tag(config_for(checkpoint, album, outs[1])) == manifest
     assert time.monotonic() - started < 2
     assert {path: path.stat().st_mtime_ns for path in outs[1].rglob("*")} == before
 
@@ -121,7 +123,7 @@ def test_words_that_training_never_saw(checkpoint: Path, album: Path, tmp_path: 
     asked = {"vocabulary": str(tmp_path / "words.txt"), "rows_per_part": 1000}
     tag(config_for(checkpoint, album, tmp_path / "three", top_k=3, **asked))
     tag(config_for(checkpoint, album, tmp_path / "all", top_k=50, **asked))
-    for three, everything in zip(rows_of(tmp_path / "three"), rows_of(tmp_path / "all"), strict=True):
+    for three, everything in zip(tagged_rows(tmp_path / "three"), tagged_rows(tmp_path / "all"), strict=True):
         assert three["tags"] == everything["tags"][:3]
         if "error" not in three:
             assert len(three["tags"]) == 3
@@ -144,9 +146,6 @@ def test_another_run_in_the_same_folder_is_refused(checkpoint: Path, album: Path
     }.items():
         with pytest.raises(StorageError, match=f"was started with {what} = .*; delete the folder or choose another"):
             tag(dataclasses.replace(config, **changes))
-    (album / "cat" / "00.jpg").rename(album / "cat" / "0.jpg")
-    with pytest.raises(StorageError, match="was started with listing = "):
-        tag(config)
     with pytest.raises(StorageError, match="holds files of something else"):
         tag(dataclasses.replace(config, out=str(album)))
     assert fingerprint(tmp_path / "out") == before
@@ -158,7 +157,7 @@ def test_inputs_that_cannot_be_used(checkpoint: Path, album: Path, tmp_path: Pat
     for kind, message, changes in (
         (CheckpointError, "no checkpoint here", {"checkpoint": str(album)}),
         (CorpusError, "no such folder of pictures", {"images": str(tmp_path / "missing")}),
-        (CorpusError, "no image files", {"images": str(tmp_path / "empty")}),
+        (CorpusError, "no files under it", {"images": str(tmp_path / "empty")}),
         (VocabularyError, "no such vocabulary file", {"vocabulary": str(tmp_path / "missing.txt")}),
     ):
         with pytest.raises(kind, match=message):
@@ -184,12 +183,209 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "manifest.json").exists()
+    assert not (tmp_path / "killed" / "_manifest.json").exists()
     time.sleep(1)  # the model's process may be writing its last part
     kept = {path.stem for path in commits.glob("*.json")}
     parts = {name: tmp_path / "killed" / "tags" / f"{name}.parquet" for name in kept}
     times = {name: path.stat().st_mtime_ns for name, path in parts.items()}
-    assert tag(config)["rows"] == 123
+    assert tag(config)["rows"] == 124
     assert {name: path.stat().st_mtime_ns for name, path in parts.items()} == times
-    tag(dataclasses.replace(config, out=str(tmp_path / "whole")), workers=2)
+    tag(dataclasses.replace(config, out=str(tmp_path / "whole")), Workers(most=2))
     assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "whole")
+
+
+def read_now(out: Path) -> int:
+    """Pictures that were read for the records as they are."""
+    return sum(json.loads(path.read_text())["work"]["pictures"] for path in (out / "parts").iterdir())
+
+
+def test_what_came_changed_and_went_since(checkpoint: Path, album: Path, tmp_path: Path, make_picture) -> None:
+    config, out = config_for(checkpoint, album, tmp_path / "out"), tmp_path / "out"
+    before = tag(config)
+    files = {path: path.stat().st_mtime_ns for path in (out / "tags").iterdir()}
+    assert read_now(out) == 16
+
+    make_picture(40, 300, 200).save(album / "cat" / "02a.jpg")  # into the first or second range
+    make_picture(41, 300, 200).save(album / "dog" / "06.jpg")  # another picture under an old name
+    (album / "dog" / "notes.txt").unlink()
+    manifest = tag(config)
+    assert manifest["rows"] == 16
+    changed = [path for path in (out / "tags").iterdir() if files.get(path) != path.stat().st_mtime_ns]
+    assert 2 <= len(changed) <= 3
+    assert {file["name"] for file in manifest["files"]} == {file["name"] for file in before["files"]}
+    again = [json.loads((out / "parts" / f"{path.stem}.json").read_text())["work"]["pictures"] for path in changed]
+    assert sum(again) == 2
+    fresh = dataclasses.replace(config, out=str(tmp_path / "fresh"))
+    tag(fresh)
+    assert close(tagged_rows(out), tagged_rows(tmp_path / "fresh"))
+
+    for i in range(50, 80):  # more than a range may hold: it is cut
+        make_picture(i, 120, 90).save(album / "cat" / f"02{i}.jpg")
+    for path in album.glob("dog/*.jpg"):
+        path.unlink()  # a range without keys has no file
+    manifest = tag(config)
+    tables = [pq.read_table(out / file["name"]) for file in manifest["files"]]
+    assert all(1 <= table.num_rows <= 8 for table in tables)
+    assert {str(path.relative_to(out)) for path in (out / "tags").iterdir()} == {
+        file["name"] for file in manifest["files"]
+    }
+    assert len(list((out / "parts").iterdir())) == len(tables)
+    assert [uri for table in tables for uri in table["uri"].to_pylist()] == sorted(
+        str(path.relative_to(album)) for path in album.rglob("*") if path.is_file()
+    )
+    tag(dataclasses.replace(fresh, out=str(tmp_path / "fresh again")))
+    assert close(tagged_rows(out), tagged_rows(tmp_path / "fresh again"))
+    assert not (out / "work").exists()
+
+
+def close(rows: list[dict], others: list[dict]) -> bool:
+    """Whether they say the same; batches differ, so scores may in their last digits."""
+    assert [{**row, "tags": None} for row in rows] == [{**row, "tags": None} for row in others]
+    for row, other in zip(rows, others, strict=True):
+        assert [item["label"] for item in row["tags"]] == [item["label"] for item in other["tags"]]
+        scores = [[item["score"] for item in each["tags"]] for each in (row, other)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    return True
+
+
+def test_a_cut_range_is_replaced_at_once(
+    checkpoint: Path, album: Path, tmp_path: Path, make_picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the manifest, what was there is still there, each key once; then the same command ends it."""
+    config, out = config_for(checkpoint, album, tmp_path / "out"), tmp_path / "out"
+    tag(config)
+    before = {path.name: path.read_bytes() for path in (out / "tags").iterdir()}
+    for i in range(50, 62):
+        make_picture(i, 120, 90).save(album / "cat" / f"02{i}.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr("sigrl_core.on_ray.tag._finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tag(config)
+    assert not (out / "_SUCCESS").exists()
+    assert not (out / "_manifest.json").exists()
+    assert {path.name: path.read_bytes() for path in (out / "tags").iterdir()} == before
+    done = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
+    assert tag(config)["rows"] == 28
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in done.items())  # nothing was tagged again
+    uris = [row["uri"] for row in tagged_rows(out)]
+    assert len(set(uris)) == len(uris) == 28
+
+
+def test_the_other_forms_of_output(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    config = config_for(checkpoint, album, out, format="jsonl", embeddings=True, heat_maps=True, top_k=2)
+    tag(config)
+    rows = tagged_rows(out)
+    lines = [line for path in sorted((out / "jsonl").iterdir()) for line in path.read_text().splitlines()]
+    assert sorted(map(json.loads, lines), key=lambda row: row["uri"]) == rows
+    table = pq.read_table(out / "tags")
+    for row in table.to_pylist():
+        if row["error"]:
+            assert (row["labels"], row["heat_maps"], row["embedding"]) == ([], [], None)
+            continue
+        assert sum(x * x for x in row["embedding"]) == pytest.approx(1, abs=1e-5)
+        assert [Image.open(io.BytesIO(png)).size for png in row["heat_maps"]] == [(6, 6)] * 2
+    page = (out / "tagging.html").read_text()
+    assert page.count("<img") >= 3
+    assert "cut short or damaged" in page
+
+
+def test_sidecars_only_where_asked_and_never_over_anything_else(
+    checkpoint: Path, album: Path, tmp_path: Path, make_picture
+) -> None:
+    pictures = sorted(path for path in album.rglob("*") if path.is_file())
+    tag(config_for(checkpoint, album, tmp_path / "out"))
+    assert sorted(path for path in album.rglob("*") if path.is_file()) == pictures
+    config = config_for(checkpoint, album, tmp_path / "beside", format="sidecar")
+    tag(config)
+    for row in tagged_rows(tmp_path / "beside"):
+        assert json.loads((album / f"{row['uri']}.json").read_text()) == row
+    assert len(list(album.rglob("*.json"))) == 16
+    assert tag(config)["rows"] == 16  # the sidecars are no keys of their own
+    make_picture(9, 90, 90).save(album / "cat" / "new.jpg")
+    (album / "cat" / "new.jpg.json").write_text('{"mine": true}')
+    with pytest.raises(StorageError, match=r"new\.jpg\.json: not written by tag\.py, so it stays"):
+        tag(config)
+    assert (album / "cat" / "new.jpg.json").read_text() == '{"mine": true}'
+    with pytest.raises(ConfigError, match="no place beside a picture"):
+        config_for(checkpoint, album, tmp_path / "beside", format="sidecar", corpus="webdataset")
+
+
+def test_shards_tars_and_tables_are_inputs_too(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+    preprocess(PreprocessConfig(corpus="folder", images=str(album), out=str(tmp_path / "shards"), rows_per_shard=5))
+    with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+        for path in sorted(album.rglob("*.jpg")):
+            tar.add(path, arcname=f"{path.parent.name}_{path.name}")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "pictures.tar").rename(tmp_path / "tars" / "pictures.tar")
+    tag(config_for(checkpoint, album, tmp_path / "files"))
+    by_name = {Path(row["uri"]).name: row for row in tagged_rows(tmp_path / "files")}
+    for corpus, images in (("shards", "shards"), ("webdataset", "tars"), ("hugging_face", "shards/shards")):
+        config = config_for(checkpoint, tmp_path / images, tmp_path / f"{corpus} tags", corpus=corpus)
+        manifest = tag(config)
+        rows = tagged_rows(tmp_path / f"{corpus} tags")
+        assert manifest["rows"] == len(rows) >= 12
+        if corpus == "webdataset":
+            for row in rows:
+                name = row["uri"].rpartition("_")[2]
+                assert row.get("error") == by_name[name].get("error")
+                assert [t["label"] for t in row["tags"]] == [t["label"] for t in by_name[name]["tags"]]
+        else:
+            assert all(len(row["tags"]) == 5 for row in rows)
+        assert tag(config) == manifest
+
+
+def test_hostile_files_all_have_their_row(checkpoint: Path, tmp_path: Path, make_picture, encoded) -> None:
+    drawn = [encoded(make_picture(seed, 400, 300)) for seed in range(3)]
+    files = list(hostile(drawn, 150, seed=2))
+    (tmp_path / "in").mkdir()
+    odd = [
+        " ",
+        "a b",
+        "ü ö",
+        "plus+",
+        "per%20cent",
+        "new\nline",
+        "quote'\"",
+        "#1",
+        "x.tar#y",
+        "emoji 🦓",
+        "a.parquet#1",
+    ]
+    for number, file in enumerate(files):
+        (tmp_path / "in" / f"{number:03d}{odd[number % len(odd)]}").write_bytes(file.data)
+    (tmp_path / "in" / os.fsdecode(b"not \xff utf-8.jpg")).write_bytes(drawn[0])
+    with (tmp_path / "in" / "huge").open("wb") as huge:
+        huge.truncate(5_000_000_000)
+    manifest = tag(config_for(checkpoint, tmp_path / "in", tmp_path / "out", rows_per_part=40))
+    rows = {row["uri"]: row for row in tagged_rows(tmp_path / "out")}
+    assert manifest["rows"] == len(rows) == 152
+    assert rows["huge"]["error"] == "unreachable"
+    assert (rows["huge"]["size"], rows["huge"]["tags"]) == (5_000_000_000, [])
+    assert {row["error"] for row in rows.values() if "error" in row} <= set(REASONS)
+    for number, file in enumerate(files):
+        row = rows[f"{number:03d}{odd[number % len(odd)]}"]
+        # hostile.py takes fewer pixels for too many, and means to store a JPEG
+        may_be_good = file.expected in ("either", "good", "too_many_pixels") or file.kind == "too long for a JPEG"
+        assert may_be_good or "error" in row, file.kind
+
+
+def test_a_dry_run_writes_nothing(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+    config = config_for(checkpoint, album, tmp_path / "out")
+    told = dry_run(config, Workers(most=2))
+    assert told.startswith("16 keys in 4 ranges; 4 to work on\nat most 16 pictures to tag: about 0 min with 2 workers")
+    assert not (tmp_path / "out").exists()
+    tag(config)
+    before = fingerprint(tmp_path / "out")
+    assert dry_run(config, Workers()) == "16 keys in 4 ranges; 0 to work on"
+    assert fingerprint(tmp_path / "out") == before
+
+
+def test_batches_and_processes_change_no_tag(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+    """Scores to 1e-5, whatever the batch; the same bytes where only workers or decoders are more."""
+    tag(config_for(checkpoint, album, tmp_path / "plain"))
+    for batch_size in (1, 3):
+        tag(config_for(checkpoint, album, tmp_path / f"{batch_size}", batch_size=batch_size))
+        assert close(tagged_rows(tmp_path / f"{batch_size}"), tagged_rows(tmp_path / "plain"))
+    tag(config_for(checkpoint, album, tmp_path / "more"), Workers(most=2, cpus=2.0, least=1))
+    assert fingerprint(tmp_path / "more") == fingerprint(tmp_path / "plain")

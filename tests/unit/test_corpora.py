@@ -198,7 +198,9 @@ def test_wrong_paths_of_annotations(tmp_path, corpus: str) -> None:
 def test_wrong_paths_of_pictures(tmp_path, corpus: str) -> None:
     """Lists may have locations of their own and need no folder; all others do."""
     (tmp_path / "TestImagelist.txt").write_bytes(b"x")
-    annotations = {"folder": None, "webdataset": None, "hugging_face": None} | dict.fromkeys(FOLDERS, str(tmp_path))
+    annotations = dict.fromkeys(("folder", "files", "shards", "webdataset", "hugging_face")) | dict.fromkeys(
+        FOLDERS, str(tmp_path)
+    )
     for images, message in (("missing", "no such folder of pictures"), ("TestImagelist.txt", "expected the folder")):
         with pytest.raises(CorpusError, match=f"{images}: .*{message}"):
             get_corpus(corpus)(str(tmp_path / images), annotations.get(corpus, str(tmp_path / "TestImagelist.txt")))

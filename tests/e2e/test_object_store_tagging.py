@@ -1,0 +1,157 @@
+"""A bucket tagged in a real object store: ended at random moments, grown, with a store that is away for a while."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sigrl_core import storage
+from sigrl_core.checkpoint import save_checkpoint
+from sigrl_core.demo import toybox
+from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.presets import get_preset
+from tests.conftest import COCO160, REPOSITORY
+from tests.e2e.conftest import Store, bucket_of
+from tests.e2e.test_object_store import fingerprint
+from tests.photographs import write_photographs
+from tests.processes import family
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    config = get_preset("quickstart")
+    torch.manual_seed(0)
+    recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary()).eval()
+    save_checkpoint(folder, recogniser, config, {"selected": {}, "history": []})
+    return folder
+
+
+@pytest.fixture
+def start():
+    """`start_tagging`, and nothing of it is left when the test has failed."""
+    started: list[subprocess.Popen] = []
+
+    def start_and_note(*arguments) -> subprocess.Popen:
+        started.append(start_tagging(*arguments))
+        return started[-1]
+
+    yield start_and_note
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def start_tagging(store: Store, checkpoint: Path, images: str, out: str, log: Path) -> subprocess.Popen:
+    arguments = ["--checkpoint", checkpoint, "--images", images, "--out", out, "--workers", 2, "--rows-per-part", 20]
+    command = [sys.executable, REPOSITORY / "pipelines" / "tag.py", *arguments]
+    with log.open("w") as file:
+        environment = {**os.environ, **store.environment()}
+        return subprocess.Popen([*map(str, command)], env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def actors(process: subprocess.Popen) -> list[int]:
+    return [pid for pid, name in family(process.pid).items() if name.startswith("ray::MapWorker")]
+
+
+def parts_done(out: str) -> int:
+    where = f"{out}/parts"
+    return len(storage.list_files(where)) if storage.exists(where) else 0
+
+
+def rows_of(out: str) -> list[dict]:
+    filesystem, path = storage.filesystem_for(f"{out}/tags")
+    return pq.read_table(path, filesystem=filesystem).to_pylist()
+
+
+@pytest.mark.soak
+def test_a_bucket_whatever_happens_and_what_comes_later(
+    reached: Store, checkpoint: Path, tmp_path: Path, start, soak: bool
+) -> None:
+    if not COCO160.is_dir():
+        pytest.skip("no photographs: ../shared/data/coco160 is not there")
+    count, kills = (5000, 5) if soak else (500, 1)
+    come, change = (1000, 50) if soak else (60, 5)
+    write_photographs(COCO160, tmp_path / "photographs", count)
+    bucket = bucket_of(reached, "tagged", tmp_path / "photographs")
+    bucket_of(reached, "tags")
+    log, whole, out = tmp_path / "log", "s3://tags/whole", "s3://tags/out"
+    assert start(reached, checkpoint, bucket, whole, log).wait(1500) == 0, log.read_text()
+
+    rng, parts = random.Random(20261126), -(-count // 20)
+    for _ in range(kills):
+        enough = rng.randrange(1, parts // kills)
+        running, begun = start(reached, checkpoint, bucket, out, log), parts_done(out)
+        wait_for(lambda enough=enough, begun=begun: parts_done(out) >= begun + enough, running, log)
+        running.kill()
+        running.wait()
+        assert not storage.exists(f"{out}/_SUCCESS")
+    running = start(reached, checkpoint, bucket, out, log)
+    wait_for(lambda: actors(running), running, log)
+    begun = parts_done(out)  # a worker of a killed run may have ended one meanwhile
+    wait_for(lambda: parts_done(out) > begun, running, log)
+    os.kill(actors(running)[0], signal.SIGKILL)
+    wait_for(lambda: parts_done(out) > begun + 2, running, log)
+    reached.processes[2].send_signal(signal.SIGSTOP)  # who keeps the objects
+    time.sleep(15)
+    reached.processes[2].send_signal(signal.SIGCONT)
+    assert running.wait(600) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert fingerprint(out) == fingerprint(whole)
+    uris = [row["uri"] for row in rows_of(out)]
+    listed = [file.path for file in storage.walk(bucket)]
+    assert sorted(uris) == listed
+    print(f"{count} objects, {kills} kills, an actor killed, 15 s without storage: the same bytes, each key once")
+
+    pictures = sorted((tmp_path / "photographs").rglob("*.jpg"))
+    touched = set()
+    for number, key in enumerate([*rng.sample(listed, change), *(f"new/{n}.jpg" for n in range(come))]):
+        body = pictures[number % len(pictures)].read_bytes() + b" "
+        reached.client().put_object(Bucket="tagged", Key=key, Body=body)
+        touched.add(key)
+    gone = rng.sample([key for key in listed if key not in touched], 3)
+    for key in gone:
+        reached.client().delete_object(Bucket="tagged", Key=key)
+    log_requests(reached)
+    assert start(reached, checkpoint, bucket, out, log).wait(900) == 0, log.read_text()
+    assert keys_read(reached, "tagged") == touched
+    rows = {row["uri"]: row for row in rows_of(out)}
+    assert sorted(rows) == sorted({*listed, *touched} - {*gone})
+    assert all(row["etag"] == file.etag for file in storage.walk(bucket) for row in [rows[file.path]])
+    print(f"{come} new, {change} changed, {len(gone)} deleted: {len(touched)} objects read, no other")
+
+
+def log_requests(store: Store) -> None:
+    """From now on the proxy writes every request into its log."""
+    where = store.root / "etc" / "proxy.conf"
+    text = where.read_text()
+    if "proxy-logging" not in text:
+        text = text.replace("pipeline = catch_errors", "pipeline = catch_errors proxy-logging")
+        where.write_text(text + "\n[filter:proxy-logging]\nuse = egg:swift#proxy_logging\n")
+    (store.root / "proxy.log").write_bytes(b"")
+    store.restart_proxy("--verbose")
+
+
+def keys_read(store: Store, bucket: str) -> set[str]:
+    """Objects of a bucket that the log says were read."""
+    text = (store.root / "proxy.log").read_text()
+    return {key for key in re.findall(rf" GET /(?:v1/[^/ ]+/)?{bucket}/(\S+?)(?:\?\S*)? HTTP", text) if key}
+
+
+def wait_for(what, process: subprocess.Popen, log: Path, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
