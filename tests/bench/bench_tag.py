@@ -20,9 +20,11 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +35,7 @@ import torch
 
 from sigrl_core import storage
 from sigrl_core.checkpoint import save_checkpoint
-from sigrl_core.config import BackboneConfig, TagConfig
+from sigrl_core.config import TagConfig
 from sigrl_core.decoding import centre_crop
 from sigrl_core.demo import toybox
 from sigrl_core.model.backbone import load_backbone
@@ -45,7 +47,7 @@ from tests.conftest import COCO160
 from tests.e2e.conftest import Store, started_store
 from tests.photographs import write_photographs
 
-WORKERS, BATCH, ROWS_PER_PART = 2, 32, 64
+WORKERS, BATCH, ROWS_PER_PART = 2, 32, 250
 
 
 def checkpoint_of(name: str, out: Path) -> str:
@@ -53,10 +55,10 @@ def checkpoint_of(name: str, out: Path) -> str:
     folder = out / f"checkpoint_{name}"
     if not folder.exists():
         preset = get_preset("quickstart")
+        config = replace(preset, backbone=replace(preset.backbone, name=name, pretrained="random"))
         torch.manual_seed(0)
-        backbone = load_backbone(BackboneConfig(name=name, pretrained="random"))
-        recogniser = Recogniser.start(backbone, preset, toybox.vocabulary()).eval()
-        save_checkpoint(folder, recogniser, preset, {"selected": {}, "history": []})
+        recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary()).eval()
+        save_checkpoint(folder, recogniser, config, {"selected": {}, "history": []})
     return str(folder)
 
 
@@ -116,9 +118,9 @@ def cpu_seconds(store: Store) -> float:
     return spent
 
 
-def ours(checkpoint: str, bucket: str, out: str) -> float:
+def ours(checkpoint: str, bucket: str, out: str, rows_per_part: int) -> float:
     """Pictures a second between the start of the first part and the end of the last."""
-    config = TagConfig(checkpoint=checkpoint, images=bucket, out=out, batch_size=BATCH, rows_per_part=ROWS_PER_PART)
+    config = TagConfig(checkpoint=checkpoint, images=bucket, out=out, batch_size=BATCH, rows_per_part=rows_per_part)
     manifest = tag(config, Workers(most=WORKERS))
     lines = [json.loads(line) for line in storage.read_bytes(f"{out}/run_log.jsonl").splitlines()]
     starts = [datetime.fromisoformat(line["started"]).timestamp() for line in lines]
@@ -131,9 +133,9 @@ def measured(name: str, bucket: str, keys: list[str], store: Store, out: Path, r
     checkpoint, found = checkpoint_of(name, out), dict[str, list[float]]()
     pictures = [storage.read_bytes(f"{bucket}/{key}") for key in keys]
     for number in range(rounds):
-        told = bare_parts(checkpoint, bucket, keys[:256], store)
+        told = bare_parts(checkpoint, bucket, keys[:128], store)
         told["bare_forward"] = bare_forward(checkpoint, pictures)
-        told["ours"] = ours(checkpoint, bucket, f"s3://tags/{name}{time.time_ns()}")
+        told["ours"] = ours(checkpoint, bucket, f"s3://tags/{name}{time.time_ns()}", min(ROWS_PER_PART, len(keys) // 4))
         told["of_bare_forward"] = told["ours"] / told["bare_forward"]
         spent = sum(told[stage] for stage in ("get", "store", "decode", "forward"))
         told["of_bare_sum"] = told["ours"] * spent / min(WORKERS, os.cpu_count() or 1)
@@ -150,8 +152,9 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     torch.set_num_threads(1)
-    small, large = (1000, 128) if arguments.quick else (4000, 512)
+    small, large = (1000, 64) if arguments.quick else (4000, 512)
     write_photographs(COCO160, out / "photographs", small)
+    shutil.rmtree(out / "store", ignore_errors=True)
     with started_store(out / "store") as store:
         os.environ.update(store.environment())
         client = store.client()

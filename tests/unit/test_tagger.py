@@ -146,3 +146,18 @@ def test_tagging_learns_nothing(tagger: Tagger, jpegs: list[bytes]) -> None:
     assert tagger.tag(jpegs) == first
     assert not tagger.recogniser.training
     assert all(torch.equal(value, before[name]) for name, value in tagger.recogniser.state_dict().items())
+
+
+def test_half_precision_and_embeddings(tagger: Tagger, jpegs: list[bytes]) -> None:
+    half = Tagger(tagger.checkpoint, precision="bf16")
+    every = len(VOCABULARY)
+    exact, rough = (each.tag(jpegs, top_k=every, embeddings=True) for each in (tagger, half))
+    for one, other in zip(exact, rough, strict=True):
+        scores, near = scores_of(one), scores_of(other)
+        assert max(abs(scores[name] - near[name]) for name in scores) < 0.05 * max(map(abs, scores.values()))
+        assert scores != near
+        assert one.embedding_D is not None
+        assert other.embedding_D is not None
+        assert np.linalg.norm(one.embedding_D) == pytest.approx(1, abs=1e-5)
+        assert one.embedding_D @ other.embedding_D > 0.999
+    assert tagger.tag(jpegs)[0].embedding_D is None
