@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from sigrl_core.corpora.ahead import one_ahead
 from sigrl_core.decoding import Augmentation, Decoders, decode_pictures
 from sigrl_core.errors import ShardError
 from sigrl_core.records import PRESENT, ShardFolder, Split, decode_states, split_of
@@ -171,14 +171,7 @@ def epoch_batches(
             return replace(make(slice_), global_rows=len(step))
         return replace(make(step[:1]), weight_B=torch.zeros(1), global_rows=len(step))
 
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = None
-        for step in steps:
-            ready, upcoming = upcoming, pool.submit(prepare, step)
-            if ready is not None:
-                yield ready.result()
-        if upcoming is not None:
-            yield upcoming.result()
+    return one_ahead(map(prepare, steps))
 
 
 def read_batch(

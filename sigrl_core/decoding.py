@@ -65,10 +65,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def centre_crop(picture: bytes | Image.Image | ImageError, size: int) -> np.ndarray | ImageError:
-    """A picture as the model takes it, uint8 [size, size, 3], or why there is none."""
+def centre_crop(picture: bytes | Image.Image | np.ndarray | ImageError, size: int) -> np.ndarray | ImageError:
+    """A picture as the model takes it, uint8 [size, size, 3], or why there is none; what is either already, stays."""
     try:
-        return picture if isinstance(picture, ImageError) else images.centre_crop_array(picture, size)
+        return picture if isinstance(picture, np.ndarray | ImageError) else images.centre_crop_array(picture, size)
     except ImageError as error:
         return error
 

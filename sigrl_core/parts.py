@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sigrl_core import storage
 from sigrl_core.errors import StorageError
@@ -61,6 +61,9 @@ def plan_parts(num_rows: int, rows_per_part: int) -> list[Part]:
         raise ValueError(f"{num_rows} rows in parts of {rows_per_part}; expected 0 or more rows in parts of 1 or more")
     starts = range(0, num_rows, rows_per_part)
     return [Part(index, start, min(start + rows_per_part, num_rows)) for index, start in enumerate(starts)]
+
+
+_Part = TypeVar("_Part", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Job:
     def committed(self, part: Part) -> bool:
         return storage.exists(self._record(part))
 
-    def pending(self, parts: Sequence[Part]) -> list[Part]:
+    def pending(self, parts: Sequence[_Part]) -> list[_Part]:
         """The parts without commit record."""
         folder = self.path("parts")
         done = {file.path for file in storage.walk(folder)} if storage.exists(folder) else set()

@@ -147,7 +147,7 @@ class Tagger:
 
     def tag(
         self,
-        pictures: Sequence[bytes | Image.Image],
+        pictures: Sequence[bytes | Image.Image | np.ndarray | ImageError],
         vocabulary: Vocabulary | None = None,
         top_k: int | None = None,
         threshold: float | Literal["calibrated"] | None = None,
@@ -157,7 +157,7 @@ class Tagger:
         """Tags pictures; one that cannot be read gives a reason and does not disturb the others.
 
         Args:
-            pictures: encoded files or Pillow images.
+            pictures: encoded files, Pillow images, or what `centre_crop` made of these.
             vocabulary: labels to ask with; None takes the checkpoint's own.
             top_k: tags for each picture, best first; 5 without a threshold, with one as many as pass it.
             threshold: least probability of a tag, or `calibrated`: each label's own; None takes the best labels.
@@ -168,18 +168,6 @@ class Tagger:
             CheckpointError: a threshold, and the checkpoint is not calibrated.
         """
         crops = [centre_crop(picture, self.recogniser.backbone.image_size) for picture in pictures]
-        return self.tag_crops(crops, vocabulary, top_k, threshold, heat_maps, embeddings)
-
-    def tag_crops(
-        self,
-        crops: Sequence[np.ndarray | ImageError],
-        vocabulary: Vocabulary | None = None,
-        top_k: int | None = None,
-        threshold: float | Literal["calibrated"] | None = None,
-        heat_maps: bool = False,
-        embeddings: bool = False,
-    ) -> list[Tags]:
-        """As `tag`, of what `centre_crop` made of the pictures."""
         vocabulary = self.vocabulary if vocabulary is None else vocabulary
         readable = [crop for crop in crops if not isinstance(crop, ImageError)]
         made: list[Tags] = []

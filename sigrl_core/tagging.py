@@ -7,8 +7,8 @@ elsewhere, so that a folder that has grown costs what came.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
+import itertools
 import json
 import time
 from collections import Counter
@@ -16,18 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from sigrl_core import storage
+from sigrl_core import images, storage
 from sigrl_core.config import TagConfig
 from sigrl_core.corpora import get_corpus
-from sigrl_core.corpora.ahead import files_in_flight
+from sigrl_core.corpora.ahead import files_in_flight, is_local, one_ahead
 from sigrl_core.corpora.listing import Listing, Row
 from sigrl_core.corpora.listing_file import read_part
 from sigrl_core.corpora.pictures import fetch, position
@@ -112,10 +111,9 @@ def plan_ranges(
         held_by: starts of the ranges of the last time, in order, and of those whose files had their keys.
         note: is told.
     """
-    stop, shown = 0, 1
+    stop = 0
     for index, (found, held) in enumerate(cut(rows, position, list(held_by), config.rows_per_part)):
         told = json.dumps([[row.uri, row.size, row.offset, row.etag] for row in held])
-        examples, shown = index + 1 == shown, shown * 2 if index + 1 == shown else shown
         note(
             RangePart(
                 index=index,
@@ -123,8 +121,8 @@ def plan_ranges(
                 stop=(stop := stop + len(held)),
                 key=found.start,
                 held_by=None if found.held_by is None else held_by[found.held_by],
-                listing=hashlib.sha256(told.encode()).hexdigest(),
-                examples=examples,
+                listing=sha256_of(told.encode()),
+                examples=(index + 1).bit_count() == 1,
             )
         )
         yield held
@@ -171,14 +169,15 @@ class PartTagger:
         seconds = dict.fromkeys(STAGES, 0.0)
         rows = read_part(storage.join(self.config.out, LISTING), part)
         earlier = self._earlier(part)
-        found = {(uri, etag): n for n, (uri, etag) in enumerate(zip(earlier["uri"], earlier["etag"], strict=True))}
+        versions = zip(earlier["uri"].to_pylist(), earlier["etag"].to_pylist(), strict=True)
+        found = {version: number for number, version in enumerate(versions)}
         kept = [None if row.etag is None else found.get((row.uri, row.etag)) for row in rows]
         asked = [row for row, number in zip(rows, kept, strict=True) if number is None]
         tagged, examples, num_bytes = self.tag_rows(asked, seconds, EXAMPLES if part.examples else 0)
         with _timed(seconds, "write"):
-            new = iter(range(earlier["table"].num_rows, earlier["table"].num_rows + len(asked)))
+            new = itertools.count(earlier.num_rows)
             order = [next(new) if number is None else number for number in kept]
-            table = pa.concat_tables([earlier["table"], self._table(asked, tagged)]).take(pa.array(order, pa.int64()))
+            table = pa.concat_tables([earlier, self._table(asked, tagged)]).take(pa.array(order, pa.int64()))
             if self.config.format == "sidecar":
                 self._write_sidecars(asked, tagged)
             files = {part.path("tags"): to_parquet(table)}
@@ -196,23 +195,19 @@ class PartTagger:
             "errors": dict(sorted(errors.items())),
             "labels": dict(sorted(labels.items())),
             "examples": examples,
-            "work": {"pictures": len(asked), "bytes": num_bytes, "seconds": seconds},
+            "work": {"pictures": len(asked), "seconds": seconds},
             "bytes_in": num_bytes,
             "num_failed": sum(bool(tags.error) for tags in tagged),
         }
 
-    def _earlier(self, part: RangePart) -> dict[str, Any]:
+    def _earlier(self, part: RangePart) -> pa.Table:
         """The rows that were written of these keys the last time and are still to be had."""
-        schema = tags_schema(self.config, self.question.width)
-        table = schema.empty_table()
-        where = (
-            storage.join(self.config.out, f"tags/{name_of(part.held_by)}.parquet") if part.held_by is not None else ""
-        )
-        if where and storage.exists(where):
-            table = from_parquet(storage.read_bytes(where)).read(use_threads=False)
-        if self.retry_failed:
-            table = table.filter(pc.field("error") != "unreachable")
-        return {"table": table, "uri": table["uri"].to_pylist(), "etag": table["etag"].to_pylist()}
+        table = self._table([], [])
+        if part.held_by is not None:
+            where = storage.join(self.config.out, f"tags/{name_of(part.held_by)}.parquet")
+            if storage.exists(where):
+                table = from_parquet(storage.read_bytes(where)).read(use_threads=False)
+        return table.filter(pc.field("error") != "unreachable") if self.retry_failed else table
 
     def tag_rows(
         self, rows: Sequence[Row], seconds: dict[str, float] | None = None, examples: int = 0
@@ -226,10 +221,11 @@ class PartTagger:
         tagged: list[Tags] = []
         shown: list[dict[str, Any]] = []
         num_bytes = 0
-        for crops, read in _ahead(self._crops(rows, seconds), 1 if files_in_flight(self.config.images) > 1 else 0):
+        batches = self._crops(rows, seconds)
+        for crops, read in batches if is_local(self.config.images) else one_ahead(batches):  # a store is waited for
             num_bytes += read
             with _timed(seconds, "model"):
-                found = self.tagger.tag_crops(
+                found = self.tagger.tag(
                     crops,
                     self.question.vocabulary,
                     self.config.top_k,
@@ -251,7 +247,7 @@ class PartTagger:
         fetched = fetch(self.config.images, rows, self.config.max_file_bytes)
         while True:
             with _timed(seconds, "read"):
-                pictures = list(islice(fetched, self.config.batch_size))
+                pictures = list(itertools.islice(fetched, self.config.batch_size))
             if not pictures:
                 return
             with _timed(seconds, "decode"):
@@ -295,18 +291,6 @@ def _is_ours(data: bytes) -> bool:
         return {"uri", "tags", "model", "vocabulary"} <= json.loads(data).keys()
     except (ValueError, AttributeError):
         return False
-
-
-def _ahead(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """The next batch is made while the last is used, where that has to wait for a store."""
-    if not count:
-        yield from batches
-        return
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(next, batches, None)
-        while (batch := upcoming.result()) is not None:
-            upcoming = pool.submit(next, batches, None)
-            yield batch
 
 
 @contextmanager
@@ -358,14 +342,10 @@ def tags_of(labels: Sequence[str], scores: Sequence[float]) -> list[dict[str, An
 
 
 def _png(map_HW: np.ndarray) -> bytes:
-    return _encoded(Image.fromarray((map_HW * 255).round().astype(np.uint8)), "PNG")
+    file = io.BytesIO()
+    Image.fromarray((map_HW * 255).round().astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _thumbnail(pixels_HWC: np.ndarray) -> str:
-    return base64.b64encode(_encoded(Image.fromarray(pixels_HWC), "JPEG")).decode()
-
-
-def _encoded(image: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
+    return base64.b64encode(images.encode_jpeg(Image.fromarray(pixels_HWC), 75)).decode()

@@ -35,6 +35,15 @@ def ahead(call: Callable[[_Item], _Result], items: Iterable[_Item], in_flight: i
         pool.shutdown(cancel_futures=True)
 
 
+def one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items, none of them None; each is made, in a thread, while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(next, items, None)
+            yield item
+
+
 def is_local(location: str) -> bool:
     return "://" not in location or location.startswith("file://")
 

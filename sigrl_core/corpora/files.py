@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sigrl_core import storage
 from sigrl_core.corpora.ahead import is_local
-from sigrl_core.corpora.listing import Listing, Row, require_folder
+from sigrl_core.corpora.listing import Listing, Row, require_folder, require_none
 from sigrl_core.errors import CorpusError
 
 
@@ -17,8 +17,7 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     Raises:
         CorpusError: no such folder, nothing in it, or annotations given.
     """
-    if annotations is not None:
-        raise CorpusError(f"corpus files: takes no annotations, found {annotations}; leave --annotations out")
+    require_none("files", annotations)
     require_folder(images)
     return Listing(_rows(images))
 

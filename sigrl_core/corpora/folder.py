@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sigrl_core import storage
-from sigrl_core.corpora.listing import Listing, Row, require_folder
+from sigrl_core.corpora.listing import Listing, Row, require_folder, require_none
 from sigrl_core.errors import CorpusError
 from sigrl_core.images import SUFFIXES
 
@@ -16,8 +16,7 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     Raises:
         CorpusError: no such folder, no pictures in it, or annotations given.
     """
-    if annotations is not None:
-        raise CorpusError(f"corpus folder: takes no annotations, found {annotations}; leave --annotations out")
+    require_none("folder", annotations)
     require_folder(images)
     return Listing(_rows(images))
 

@@ -104,6 +104,12 @@ def require_annotations(corpus: str, annotations: str | None) -> str:
     return annotations
 
 
+def require_none(corpus: str, annotations: str | None) -> None:
+    """For a corpus that takes no annotations."""
+    if annotations is not None:
+        raise CorpusError(f"corpus {corpus}: takes no annotations, found {annotations}; leave --annotations out")
+
+
 def require_file(corpus: str, annotations: str | None) -> str:
     """The same, where it must be a file."""
     location = require_annotations(corpus, annotations)

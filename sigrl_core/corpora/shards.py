@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sigrl_core import storage
-from sigrl_core.corpora.listing import Listing, Row, require_folder
+from sigrl_core.corpora.listing import Listing, Row, require_folder, require_none
 from sigrl_core.corpora.parquet import opened
 from sigrl_core.errors import CorpusError
 from sigrl_core.records import ShardFolder
@@ -18,8 +18,7 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
         CorpusError: annotations given, or a folder of features.
         ShardError: not a finished shard folder.
     """
-    if annotations is not None:
-        raise CorpusError(f"corpus shards: takes no annotations, found {annotations}; leave --annotations out")
+    require_none("shards", annotations)
     require_folder(images)
     folder = ShardFolder.open(images)
     if folder.kind != "shards":

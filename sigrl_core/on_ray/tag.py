@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from sigrl_core.config import TagConfig
 from sigrl_core.corpora.listing import Listing, Row
 from sigrl_core.corpora.listing_file import write_listing
 from sigrl_core.label_embeddings import load_embeddings
-from sigrl_core.on_ray.parts import Work, run_parts
+from sigrl_core.on_ray.parts import run_parts
 from sigrl_core.on_ray.session import connect
 from sigrl_core.parts import Job
 from sigrl_core.records import seal, sha256_of
@@ -73,34 +73,23 @@ def tag(
         StorageError: `config.out` cannot be written, or holds another run.
     """
     config, workers = _absolute(config), workers or Workers()
-    checkpoint = load_checkpoint(config.checkpoint)
-    question = _question(config, checkpoint)
-    job, plan = Job(config.out, "_manifest.json"), _plan(config, question)
-    job.agree(plan)
+    question, job, plan = _opened(config)
     started = time.monotonic()
     with job.claimed(plan) as lease:
         parts = _plan_parts(config, job, job.path(LISTING), listing_of(config))
         job.start(plan)
-        changed = _changed(job, parts, retry_failed)
+        undone, changed = _to_do(job, parts, retry_failed)
         if not changed and storage.exists(job.path(SUCCESS)) and (manifest := job.manifest()) is not None:
             return manifest
         storage.remove(job.path(SUCCESS))
         job.take_back(changed)
         storage.write_json(job.path(RANGES), [[part.key, part.held_by] for part in parts])
-        pending = job.pending(parts)
         connect()
-        load = partial(
-            Tagger.load,
-            config.checkpoint,
-            device="cuda" if workers.gpus else "cpu",
-            local_candidates=config.local_candidates,
-            precision=config.precision,
-        )
         make_work = partial(
             _worker,
-            load,
+            config,
+            "cuda" if workers.gpus else "cpu",
             question=question,
-            config=config,
             waits=waiting(parts),
             retry_failed=retry_failed,
             decoders=max(0, int(workers.cpus) - 1),
@@ -118,7 +107,7 @@ def tag(
         )
         manifest = _finish(job, plan, parts)
         run = Run(time.monotonic() - started, workers.most, price_per_hour)
-        summary = Summary.of(job.records(parts), parts, {part.name for part in pending})
+        summary = Summary.of(job.records(parts), parts, {part.name for part in [*undone, *changed]})
         write_tagging_page(config, manifest, summary, run)
         print(f"tag: {summary.told(run)}", file=sys.stderr)
         storage.write_bytes(job.path(SUCCESS), b"")
@@ -128,19 +117,17 @@ def tag(
 def dry_run(config: TagConfig, workers: Workers) -> str:
     """What `tag` would do, in lines; a few pictures are tagged to tell how long it takes. Raises as `tag`."""
     config = _absolute(config)
-    checkpoint = load_checkpoint(config.checkpoint)
-    question = _question(config, checkpoint)
-    job = Job(config.out, "_manifest.json")
-    job.agree(_plan(config, question))
+    question, job, _ = _opened(config)
     first: list[Row] = []
     listing = listing_of(config)
     listing = replace(listing, rows=_noting(listing.rows, first, NUM_SAMPLE))
     parts = _plan_parts(config, job, None, listing)
-    changed = [*job.pending(parts), *_changed(job, parts, retry_failed=False)]
-    rows = sum(part.num_rows for part in changed)
-    lines = [f"{sum(part.num_rows for part in parts):,} keys in {len(parts):,} ranges; {len(changed):,} to work on"]
+    undone, changed = _to_do(job, parts, retry_failed=False)
+    ahead = [*undone, *changed]
+    rows = sum(part.num_rows for part in ahead)
+    lines = [f"{sum(part.num_rows for part in parts):,} keys in {len(parts):,} ranges; {len(ahead):,} to work on"]
     if rows:
-        tagger = PartTagger(Tagger(checkpoint, precision=config.precision), question, config, set())
+        tagger = _worker(config, "cpu", question=question, waits=set())
         started = time.monotonic()
         tagger.tag_rows(first)
         each = (time.monotonic() - started) / len(first)
@@ -156,6 +143,14 @@ def _noting(rows: Iterable[Row], noted: list[Row], most: int) -> Iterator[Row]:
         if len(noted) < most:
             noted.append(row)
         yield row
+
+
+def _opened(config: TagConfig) -> tuple[Question, Job, dict[str, Any]]:
+    """What is asked, in which folder, by which plan; refuses a folder of another plan."""
+    question = _question(config, load_checkpoint(config.checkpoint))
+    job, plan = Job(config.out, "_manifest.json"), _plan(config, question)
+    job.agree(plan)
+    return question, job, plan
 
 
 def _absolute(config: TagConfig) -> TagConfig:
@@ -208,20 +203,22 @@ def _plan_parts(config: TagConfig, job: Job, where: str | None, listing: Listing
     return parts
 
 
-def _changed(job: Job, parts: Sequence[RangePart], retry_failed: bool) -> list[RangePart]:
-    """The ranges done whose keys, or versions of them, are others now; with `retry_failed` also those that lack
-    pictures that could not be reached."""
-    pending = set(job.pending(parts))
-    done = [part for part in parts if part not in pending]
-    return [
+def _to_do(job: Job, parts: Sequence[RangePart], retry_failed: bool) -> tuple[list[RangePart], list[RangePart]]:
+    """The ranges never done, and those whose keys, or versions of them, are others now; with `retry_failed` also those
+    that lack pictures that could not be reached."""
+    undone = job.pending(parts)
+    done = sorted(set(parts) - set(undone), key=lambda part: part.index)
+    changed = [
         part
         for part, record in zip(done, job.records(done), strict=True)
         if record["listing"] != part.listing or (retry_failed and "unreachable" in record["errors"])
     ]
+    return undone, changed
 
 
-def _worker(load: Callable[[], Tagger], **what: Any) -> Work:
-    return PartTagger(load(), **what)
+def _worker(config: TagConfig, device: str, **what: Any) -> PartTagger:
+    tagger = Tagger.load(config.checkpoint, device, config.local_candidates, config.precision)
+    return PartTagger(tagger, config=config, **what)
 
 
 def _finish(job: Job, plan: dict[str, Any], parts: Sequence[RangePart]) -> dict[str, Any]:

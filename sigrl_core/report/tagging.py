@@ -28,19 +28,24 @@ class Run(NamedTuple):
     workers: int
     price_per_hour: float | None
 
+    def price_of_a_million(self, pictures: int) -> str:
+        """In words; empty where nobody said what an hour costs."""
+        if self.price_per_hour is None:
+            return ""
+        return f"{self.price_per_hour / 3600 * self.seconds / pictures * 1e6:,.2f}"
+
 
 class Summary(NamedTuple):
     """What the records of all parts tell together.
 
     Attributes:
-        pictures, num_bytes: read by this command.
+        pictures: read by this command.
         seconds: of the workers of this command, by stage.
         labels: how often each was given, in the whole folder.
         examples: pictures of the whole folder as the model saw them.
     """
 
     pictures: int
-    num_bytes: int
     seconds: dict[str, float]
     labels: Counter[str]
     examples: list[dict[str, Any]]
@@ -48,16 +53,15 @@ class Summary(NamedTuple):
     @classmethod
     def of(cls, records: Iterable[dict[str, Any]], parts: Sequence[Part], worked_on: Collection[str]) -> Summary:
         """Of the records of parts, some of which this command worked on, by name."""
-        pictures, num_bytes, examples = 0, 0, []
+        pictures, examples = 0, []
         seconds, labels = Counter[str](dict.fromkeys(STAGES, 0)), Counter[str]()
         for part, record in zip(parts, records, strict=True):
             labels.update(record["labels"])
             examples += record["examples"]
             if part.name in worked_on:
                 pictures += record["work"]["pictures"]
-                num_bytes += record["work"]["bytes"]
                 seconds.update(record["work"]["seconds"])
-        return cls(pictures, num_bytes, dict(seconds), labels, examples)
+        return cls(pictures, dict(seconds), labels, examples)
 
     def told(self, run: Run) -> str:
         """This command's speed and price, in a line."""
@@ -66,25 +70,22 @@ class Summary(NamedTuple):
         rate = self.pictures / run.seconds
         busy = sum(self.seconds.values()) or 1.0
         stages = ", ".join(f"{stage} {100 * self.seconds[stage] / busy:.0f} %" for stage in STAGES)
-        price = ""
-        if run.price_per_hour is not None:
-            price = f"; {run.price_per_hour / 3600 / rate * 1e6:,.2f} for a million at {run.price_per_hour:g} an hour"
+        if price := run.price_of_a_million(self.pictures):
+            price = f"; {price} for a million at {run.price_per_hour:g} an hour"
         return f"{self.pictures:,} pictures in {run.seconds:,.0f} s, {rate:,.1f} a second ({stages}){price}"
 
 
-def write_tagging_page(config: TagConfig, manifest: dict[str, Any], summary: Summary, run: Run) -> str:
-    """Writes `tagging.html` into the folder and returns its location; raises StorageError where that fails."""
+def write_tagging_page(config: TagConfig, manifest: dict[str, Any], summary: Summary, run: Run) -> None:
+    """Writes `tagging.html` into the folder; raises StorageError where that fails."""
     sections = [
         Section("overview", "What was found", _overview(manifest, summary, run), "Overview"),
-        Section("labels", "Labels given", _labels(manifest, summary.labels), "Labels"),
+        Section("labels", "Labels given", _labels(summary.labels), "Labels"),
         Section("pictures", "Pictures and their tags", _pictures(summary.examples), "Pictures"),
         Section("errors", "What could not be tagged", _errors(manifest), "Errors"),
         Section("facts", "How it was made", _facts(config, manifest), "Facts"),
     ]
     lead = f"<strong>{manifest['tagged']:,}</strong> of {counted(manifest['rows'], 'key')} have tags."
-    uri = storage.join(config.out, NAME)
-    storage.write_bytes(uri, whole_page("SigRL tags", lead, sections))
-    return uri
+    storage.write_bytes(storage.join(config.out, NAME), whole_page("SigRL tags", lead, sections))
 
 
 def _overview(manifest: dict[str, Any], summary: Summary, run: Run) -> str:
@@ -96,9 +97,8 @@ def _overview(manifest: dict[str, Any], summary: Summary, run: Run) -> str:
         "This run": f"{summary.pictures:,} <small>pictures in {run.seconds:,.0f} s</small>",
         "Speed": f"{summary.pictures / run.seconds:,.1f} <small>pictures a second</small>",
     }
-    if run.price_per_hour is not None and summary.pictures:
-        price = run.price_per_hour / 3600 * run.seconds / summary.pictures * 1e6
-        figures["Cost"] = f"{price:,.2f} <small>a million, at {run.price_per_hour:g} an hour</small>"
+    if summary.pictures and (price := run.price_of_a_million(summary.pictures)):
+        figures["Cost"] = f"{price} <small>a million, at {run.price_per_hour:g} an hour</small>"
     tiles = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in figures.items())
     parts = [("tagged", manifest["tagged"]), *((REASONS[name], count) for name, count in manifest["errors"].items())]
     page = f'<dl class="figures">{tiles}</dl>{note("Every key is one of these:")}{shares(parts)}'
@@ -111,7 +111,7 @@ def _overview(manifest: dict[str, Any], summary: Summary, run: Run) -> str:
     return page
 
 
-def _labels(manifest: dict[str, Any], labels: Counter[str]) -> str:
+def _labels(labels: Counter[str]) -> str:
     if not labels:
         return note("No picture has a tag.")
     most = labels.most_common()
