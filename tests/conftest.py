@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,6 +208,23 @@ def toybox_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
         rows_per_shard=7,
         validation_fraction=0.25,
     )
+
+
+def untrained_checkpoint(folder: Path, seed: int = 0, backbone: str = "toybox-vit") -> Path:
+    """The quickstart's model of the built-in corpus's labels, saved as training saves it."""
+    import torch
+
+    from sigrl_core.checkpoint import save_checkpoint
+    from sigrl_core.model.backbone import load_backbone
+    from sigrl_core.model.recogniser import Recogniser
+    from sigrl_core.presets import get_preset
+
+    preset = get_preset("quickstart")
+    config = replace(preset, backbone=replace(preset.backbone, name=backbone, pretrained="random"))
+    torch.manual_seed(seed)
+    recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary()).eval()
+    save_checkpoint(folder, recogniser, config, {"selected": {}, "history": []})
+    return folder
 
 
 def tagger_of(

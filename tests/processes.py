@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,6 +25,32 @@ def family(pid: int) -> dict[int, str]:
     while more := {child for child, (parent, _) in parents.items() if parent in found} - found:
         found |= more
     return {member: parents[member][1] for member in found if member in parents}
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 300) -> None:
+    """Until something is so, while a process runs whose words are in a log."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
+@contextmanager
+def noted() -> Iterator[Callable[[subprocess.Popen], subprocess.Popen]]:
+    """A function that notes a process and gives it back; of those noted, none is left afterwards."""
+    started: list[subprocess.Popen] = []
+
+    def note(process: subprocess.Popen) -> subprocess.Popen:
+        started.append(process)
+        return process
+
+    try:
+        yield note
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def assert_gone(processes: dict[int, str], seconds: float = 60) -> None:

@@ -24,7 +24,6 @@ import shutil
 import statistics
 import sys
 import time
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -34,16 +33,11 @@ os.environ |= {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
 import torch
 
 from sigrl_core import storage
-from sigrl_core.checkpoint import save_checkpoint
 from sigrl_core.config import TagConfig
 from sigrl_core.decoding import centre_crop
-from sigrl_core.demo import toybox
-from sigrl_core.model.backbone import load_backbone
-from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.on_ray.tag import Workers, tag
-from sigrl_core.presets import get_preset
 from sigrl_core.tagger import Tagger
-from tests.conftest import COCO160
+from tests.conftest import COCO160, untrained_checkpoint
 from tests.e2e.conftest import Store, started_store
 from tests.photographs import write_photographs
 
@@ -54,11 +48,7 @@ def checkpoint_of(name: str, out: Path) -> str:
     """An untrained model of the built-in corpus's labels."""
     folder = out / f"checkpoint_{name}"
     if not folder.exists():
-        preset = get_preset("quickstart")
-        config = replace(preset, backbone=replace(preset.backbone, name=name, pretrained="random"))
-        torch.manual_seed(0)
-        recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary()).eval()
-        save_checkpoint(folder, recogniser, config, {"selected": {}, "history": []})
+        untrained_checkpoint(folder, backbone=name)
     return str(folder)
 
 
@@ -67,11 +57,11 @@ def _forward(checkpoint: str, pictures: list[bytes], ready, told) -> None:
     tagger = Tagger.load(checkpoint)
     size = tagger.recogniser.backbone.image_size
     crops = [centre_crop(picture, size) for picture in pictures]
-    tagger.tag_crops(crops[:BATCH])
+    tagger.tag(crops[:BATCH])
     ready.wait()
     started = time.monotonic()
     for start in range(0, len(crops), BATCH):
-        tagger.tag_crops(crops[start : start + BATCH])
+        tagger.tag(crops[start : start + BATCH])
     told.put(len(crops) / (time.monotonic() - started))
 
 
@@ -100,7 +90,7 @@ def bare_parts(checkpoint: str, bucket: str, keys: list[str], store: Store) -> d
     crops = [centre_crop(picture, size) for picture in pictures]
     decoded = time.process_time()
     for start in range(0, len(crops), BATCH):
-        tagger.tag_crops(crops[start : start + BATCH])
+        tagger.tag(crops[start : start + BATCH])
     tagged = time.process_time()
     spent = {"get": got - begun, "store": of_store, "decode": decoded - got, "forward": tagged - decoded}
     return {name: seconds / len(keys) for name, seconds in spent.items()}

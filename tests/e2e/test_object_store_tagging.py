@@ -11,46 +11,27 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from sigrl_core import storage
-from sigrl_core.checkpoint import save_checkpoint
-from sigrl_core.demo import toybox
-from sigrl_core.model.backbone import load_backbone
-from sigrl_core.model.recogniser import Recogniser
-from sigrl_core.presets import get_preset
-from tests.conftest import COCO160, REPOSITORY
+from tests.conftest import COCO160, REPOSITORY, untrained_checkpoint
 from tests.e2e.conftest import Store, bucket_of
 from tests.e2e.test_object_store import fingerprint
 from tests.photographs import write_photographs
-from tests.processes import family
+from tests.processes import family, noted, wait_for
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    config = get_preset("quickstart")
-    torch.manual_seed(0)
-    recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary()).eval()
-    save_checkpoint(folder, recogniser, config, {"selected": {}, "history": []})
-    return folder
+    return untrained_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
 
 
 @pytest.fixture
 def start():
     """`start_tagging`, and nothing of it is left when the test has failed."""
-    started: list[subprocess.Popen] = []
-
-    def start_and_note(*arguments) -> subprocess.Popen:
-        started.append(start_tagging(*arguments))
-        return started[-1]
-
-    yield start_and_note
-    for process in started:
-        process.kill()
-        process.wait()
+    with noted() as note:
+        yield lambda *arguments: note(start_tagging(*arguments))
 
 
 def start_tagging(store: Store, checkpoint: Path, images: str, out: str, log: Path) -> subprocess.Popen:
@@ -147,11 +128,3 @@ def keys_read(store: Store, bucket: str) -> set[str]:
     """Objects of a bucket that the log says were read."""
     text = (store.root / "proxy.log").read_text()
     return {key for key in re.findall(rf" GET /(?:v1/[^/ ]+/)?{bucket}/(\S+?)(?:\?\S*)? HTTP", text) if key}
-
-
-def wait_for(what, process: subprocess.Popen, log: Path, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, log.read_text()
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)

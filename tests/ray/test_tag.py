@@ -14,21 +14,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
-from sigrl_core.checkpoint import save_checkpoint
 from sigrl_core.config import PreprocessConfig, TagConfig
-from sigrl_core.demo import toybox
 from sigrl_core.errors import CheckpointError, ConfigError, CorpusError, StorageError, VocabularyError
 from sigrl_core.images import REASONS
-from sigrl_core.model.backbone import load_backbone
-from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.tag import Workers, dry_run, tag
-from sigrl_core.presets import get_preset
 from sigrl_core.tagger import Tagger
-from tests.conftest import REPOSITORY, fingerprint, tagged_rows
+from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
 from tests.hostile import hostile
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -36,18 +30,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "tag.py"
 
 
-def make_checkpoint(folder: Path, seed: int) -> Path:
-    """An untrained model of the built-in corpus's vocabulary, saved as training saves it."""
-    config = get_preset("quickstart")
-    torch.manual_seed(seed)
-    recogniser = Recogniser.start(load_backbone(config.backbone), config, toybox.vocabulary()).eval()
-    save_checkpoint(folder, recogniser, config, {"selected": {}, "history": []})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint", seed=0)
+    return untrained_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
 
 
 @pytest.fixture
@@ -136,7 +121,7 @@ def test_another_run_in_the_same_folder_is_refused(checkpoint: Path, album: Path
     config = config_for(checkpoint, album, tmp_path / "out")
     tag(config)
     before = fingerprint(tmp_path / "out")
-    other = make_checkpoint(tmp_path / "other" / "checkpoint", seed=1)
+    other = untrained_checkpoint(tmp_path / "other" / "checkpoint", seed=1)
     (tmp_path / "words.txt").write_text("okapi\n")
     for what, changes in {
         "model": {"checkpoint": str(other)},

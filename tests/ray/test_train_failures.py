@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from sigrl_core.errors import CheckpointError
 from sigrl_core.tagger import Tagger
-from tests.processes import assert_gone, family
+from tests.processes import assert_gone, family, noted, wait_for
 from tests.ray.conftest import compared, epochs_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -30,16 +30,8 @@ PIPELINE = Path(__file__).parents[2] / "pipelines" / "train.py"
 @pytest.fixture
 def start():
     """`start_training`, and nothing of it is left when the test has failed."""
-    started: list[subprocess.Popen] = []
-
-    def start_and_note(*arguments: object, address: str | None = None) -> subprocess.Popen:
-        started.append(start_training(*arguments, address=address))
-        return started[-1]
-
-    yield start_and_note
-    for process in started:
-        process.kill()
-        process.wait()
+    with noted() as note:
+        yield lambda *arguments, address=None: note(start_training(*arguments, address=address))
 
 
 def start_training(out: Path, shards: Path, log: Path, *flags: object, address: str | None = None) -> subprocess.Popen:
@@ -52,14 +44,6 @@ def start_training(out: Path, shards: Path, log: Path, *flags: object, address: 
     environment |= {"RAY_ADDRESS": address} if address else {}
     with log.open("w") as file:
         return subprocess.Popen([*map(str, full)], stdout=file, stderr=subprocess.STDOUT, env=environment)
-
-
-def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, log.read_text()
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
 
 
 def latest_saved(out: Path) -> dict | None:
@@ -108,14 +92,15 @@ def test_runs_that_end_inside_an_epoch_go_on_to_the_same_parameters(
     files = {"checkpoint/weights.safetensors", "state/optimiser.safetensors", "state/weights.safetensors"}
     assert files < set(expected)
     rng = random.Random(20261125)
-    times = 9 if soak else 3
-    out, log, epochs = tmp_path / "out", tmp_path / "log of out", list[str]()
+    times = 9 if soak else 3  # each in an epoch of its own
+    out, log, epochs, everyone = tmp_path / "out", tmp_path / "log of out", list[str](), dict[int, str]()
     for time_ in range(times):
         kind = ("driver", "notice", "worker")[time_ % 3]
         process = start(out, shards, log, *command, "--scale.mlflow", mlflow)
-        enough = saved_step(out) + rng.randrange(1, max(2, steps // times - 5))
+        enough = max(saved_step(out) + 1, per_epoch * time_ + rng.randrange(1, per_epoch // 2))
         wait_for(lambda enough=enough: saved_step(out) >= enough, process, log)
         members = family(process.pid)
+        everyone |= members
         assert any("raylet" in name for name in members.values())
         workers = {pid: name for pid, name in members.items() if "ray::RayTrainWorker" in name}
         assert len(workers) == 2
@@ -128,7 +113,6 @@ def test_runs_that_end_inside_an_epoch_go_on_to_the_same_parameters(
                 process.wait()
                 continue
             assert process.wait(300) == 0, log.read_text()
-            assert_gone(members)
             break
         process.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGTERM)
         assert process.wait(60) == (-signal.SIGKILL if kind == "driver" else 143), log.read_text()
@@ -142,10 +126,13 @@ def test_runs_that_end_inside_an_epoch_go_on_to_the_same_parameters(
         lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
         assert lines[: len(epochs)] == epochs  # seconds and all: what was trained is never trained again
         epochs = lines[: stopped // per_epoch]
+    assert_gone(everyone)
     text = log.read_text()
     assert text.splitlines()[-1] == f"checkpoint: {out}/checkpoint"
     assert "Traceback" not in text
     assert saved_step(out) == steps
+    assert epochs
+    assert (out / "metrics.jsonl").read_text().splitlines()[: len(epochs)] == epochs
     found = last_state(out)
     assert [name for name in expected if found[name] != expected[name]] == []
     assert found.keys() == expected.keys()
