@@ -87,7 +87,7 @@ def line_of(call: Callable[[], object]) -> str:
         ({"images": "missing"}, ["missing", "no such folder of pictures", "check --images"]),
         ({"images": "empty"}, ["empty", "no image files", "check --images"]),
         ({"images": "binary.txt"}, ["binary.txt", "a file, expected the folder"]),
-        ({"corpus": "voc2012"}, ["'voc2012' is not known", "folder, jsonl, csv"]),
+        ({"corpus": "voc2012"}, ["'voc2012' is not known", "known are folder, files, shards"]),
         ({"corpus": "jsonl"}, ["needs an annotation file", "--annotations FILE"]),
         ({"corpus": "jsonl", "annotations": "missing.jsonl"}, ["missing.jsonl", "no such file"]),
         ({"corpus": "jsonl", "annotations": "binary.txt"}, ["binary.txt, line 1", "one object per line"]),
