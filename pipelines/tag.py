@@ -24,6 +24,7 @@ def main(
     min_workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float = 0.0,
+    decode_tasks: int = 0,
     retry_failed: bool = False,
     price_per_hour: float | None = None,
     dry_run_only: Annotated[bool, tyro.conf.arg(name="dry-run")] = False,
@@ -34,14 +35,18 @@ def main(
         config: what is asked of which pictures.
         workers: processes that each hold the model.
         min_workers: starts with so many, and others while there is work for them; None starts all.
-        cpus_per_worker: with two or more, all but one of them are processes that decode.
+        cpus_per_worker: what each computes with.
         gpus_per_worker: 0.5 puts two workers on a GPU; 0 computes on CPU.
+        decode_tasks: batches read and decoded ahead for each worker, by tasks on a CPU anywhere in the cluster; 0 does
+            that in the worker, which is best without GPUs.
         retry_failed: tags pictures again that could not be reached.
         price_per_hour: of all machines together; the summary then says what a million pictures cost.
         dry_run_only: says what there is to do and about how long it takes, and writes nothing.
     """
     print_configuration(config)
-    places = Workers(most=workers, least=min_workers, cpus=cpus_per_worker, gpus=gpus_per_worker)
+    places = Workers(
+        most=workers, least=min_workers, cpus=cpus_per_worker, gpus=gpus_per_worker, decode_tasks=decode_tasks
+    )
     if dry_run_only:
         print(dry_run(config, places))
         return

@@ -8,7 +8,6 @@ import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing.connection import wait
 from typing import Literal
 
@@ -32,11 +31,6 @@ class Decoders:
         self.count = count
         # not forked: a process with threads of Arrow and gRPC may not be
         self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _end_with_parent)
-
-    def centre_crops(self, pictures: Sequence[bytes | ImageError], size: int) -> list[np.ndarray | ImageError]:
-        """`centre_crop` of each, each process a part of them."""
-        share = -(-len(pictures) // self.count)
-        return list(self._pool.map(partial(centre_crop, size=size), pictures, chunksize=max(1, share)))
 
     def decode(
         self, jpegs: Sequence[bytes], size: int, augmentation: Augmentation, seeds: Sequence[Sequence[int]]

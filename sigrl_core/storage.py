@@ -117,6 +117,11 @@ def locate(root: str, uri: str) -> str:
     return uri if is_absolute(uri) else join(root, uri)
 
 
+def below(root: str, path: str) -> str:
+    """Where a file is that `walk` found below `root`; a key may look like a location or end with a slash."""
+    return f"{root.rstrip('/')}/{path}"
+
+
 @patient
 def exists(uri: str) -> bool:
     filesystem, path = filesystem_for(uri)
@@ -165,7 +170,7 @@ def _read_disk(uri: str, path: str, max_bytes: int | None) -> bytes:
 def _read_store(uri: str, path: str, max_bytes: int | None) -> bytes:
     with _explained(uri, "read"):
         if uri.startswith("s3://"):
-            return object_store.s3_read(path, max_bytes)
+            return object_store.s3_read(uri.removeprefix("s3://"), max_bytes)  # a key may end with a slash
         filesystem, _ = filesystem_for(uri)
         with filesystem.open_input_file(path) as file:
             if max_bytes is not None and file.size() > max_bytes:
@@ -238,7 +243,7 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def walk(uri: str, suffixes: Sequence[str] = ("",)) -> Iterator[File]:
+def walk(uri: str, suffixes: Sequence[str] = ("",), every_key: bool = False) -> Iterator[File]:
     """Files below a folder as they are found, all levels, in the order of their paths, without those that are hidden:
     with a dot before their name or that of a folder above them.
 
@@ -246,6 +251,7 @@ def walk(uri: str, suffixes: Sequence[str] = ("",)) -> Iterator[File]:
 
     Args:
         suffixes: endings to keep, in lower case; the file's own case does not matter.
+        every_key: of an object store, nothing counts as hidden, and what consoles make to show a folder as a file.
 
     Raises:
         StorageError: no such folder, denied, unreachable.
@@ -258,7 +264,8 @@ def walk(uri: str, suffixes: Sequence[str] = ("",)) -> Iterator[File]:
             return
         files = _walk_s3(uri, root) if uri.startswith("s3://") else _walk_any(filesystem, root)
         for file in files:
-            if not file.path.startswith(".") and "/." not in file.path and file.path.lower().endswith(endings):
+            hidden = file.path.startswith(".") or "/." in file.path or file.path.endswith("/")
+            if (every_key or not hidden) and file.path.lower().endswith(endings):
                 yield file
 
 
@@ -307,9 +314,9 @@ def _walk_s3(uri: str, root: str) -> Iterator[File]:
         entries, token = _s3_page(uri, below, token)
         for entry in entries:
             found = True
-            if not entry["Key"].endswith("/"):  # what consoles make to show a folder
+            if path := entry["Key"][start:]:
                 changed = int(entry["LastModified"].timestamp()) * 1_000_000_000
-                yield File(entry["Key"][start:], entry["Size"], changed, entry["ETag"].strip('"'))
+                yield File(path, entry["Size"], changed, entry["ETag"].strip('"'))
         if token is None:
             break
     if not found and start:

@@ -25,12 +25,12 @@ from PIL import Image
 
 from sigrl_core import images, storage
 from sigrl_core.config import TagConfig
-from sigrl_core.corpora import get_corpus
+from sigrl_core.corpora import WALKED, get_corpus
 from sigrl_core.corpora.ahead import files_in_flight, is_local, one_ahead
 from sigrl_core.corpora.listing import Listing, Row
 from sigrl_core.corpora.listing_file import read_part
 from sigrl_core.corpora.pictures import fetch, position
-from sigrl_core.decoding import Decoders, centre_crop
+from sigrl_core.decoding import centre_crop
 from sigrl_core.errors import ImageError, StorageError
 from sigrl_core.key_ranges import cut, name_of
 from sigrl_core.parts import Part
@@ -70,6 +70,14 @@ class RangePart(Part):
     def path(self, kind: str) -> str:
         """Of its file of a kind, `tags` or `jsonl`, in the folder."""
         return f"{kind}/{self.name}.{'parquet' if kind == 'tags' else kind}"
+
+
+class Crops(NamedTuple):
+    """A batch as the model takes it: pictures, or why there is none, the bytes that they were, and seconds by stage."""
+
+    pictures: list[np.ndarray | ImageError]
+    num_bytes: int
+    seconds: dict[str, float]
 
 
 class Question(NamedTuple):
@@ -146,7 +154,7 @@ class PartTagger:
         config: of what, and what is written.
         waits: names of the ranges whose files wait for others.
         retry_failed: tags pictures again that could not be reached.
-        decoders: processes that decode; 0 decodes here.
+        crops: makes batches of rows; None makes them here.
     """
 
     def __init__(
@@ -156,11 +164,11 @@ class PartTagger:
         config: TagConfig,
         waits: set[str],
         retry_failed: bool = False,
-        decoders: int = 0,
+        crops: Callable[[Sequence[Row]], Iterator[Crops]] | None = None,
     ) -> None:
         self.tagger, self.question, self.config = tagger, question, config
         self.waits, self.retry_failed = waits, retry_failed
-        self.decoders = Decoders(decoders) if decoders else None
+        self.crops = crops or self._crops_here
         tagger.ask(question.vocabulary, question.embeddings_CE)
 
     def __call__(self, part: Part) -> dict[str, Any]:
@@ -221,41 +229,28 @@ class PartTagger:
         tagged: list[Tags] = []
         shown: list[dict[str, Any]] = []
         num_bytes = 0
-        batches = self._crops(rows, seconds)
-        for crops, read in batches if is_local(self.config.images) else one_ahead(batches):  # a store is waited for
-            num_bytes += read
+        for crops in self.crops(rows):
+            num_bytes += crops.num_bytes
+            for stage, spent in crops.seconds.items():
+                seconds[stage] += spent
             with _timed(seconds, "model"):
                 found = self.tagger.tag(
-                    crops,
+                    crops.pictures,
                     self.question.vocabulary,
                     self.config.top_k,
                     self.config.threshold,
                     self.config.heat_maps,
                     self.config.embeddings,
                 )
-            for crop, tags, row in zip(crops, found, rows[len(tagged) :], strict=False):
+            for crop, tags, row in zip(crops.pictures, found, rows[len(tagged) :], strict=False):
                 if len(shown) < examples and not isinstance(crop, ImageError):
                     shown.append({"uri": row.uri, "jpeg": _thumbnail(crop), "tags": tags_of(tags.labels, tags.scores)})
             tagged += found
         return tagged, shown, num_bytes
 
-    def _crops(
-        self, rows: Sequence[Row], seconds: dict[str, float]
-    ) -> Iterator[tuple[list[np.ndarray | ImageError], int]]:
-        """Pictures as the model takes them, a batch at a time, and the bytes that they were."""
-        size = self.tagger.recogniser.backbone.image_size
-        fetched = fetch(self.config.images, rows, self.config.max_file_bytes)
-        while True:
-            with _timed(seconds, "read"):
-                pictures = list(itertools.islice(fetched, self.config.batch_size))
-            if not pictures:
-                return
-            with _timed(seconds, "decode"):
-                if self.decoders:
-                    crops = self.decoders.centre_crops(pictures, size)
-                else:
-                    crops = [centre_crop(picture, size) for picture in pictures]
-            yield crops, sum(len(picture) for picture in pictures if isinstance(picture, bytes))
+    def _crops_here(self, rows: Sequence[Row]) -> Iterator[Crops]:
+        batches = crops_of(self.config, self.tagger.recogniser.backbone.image_size, rows)
+        return batches if is_local(self.config.images) else one_ahead(batches)  # a store is waited for
 
     def _table(self, rows: Sequence[Row], tagged: Sequence[Tags]) -> pa.Table:
         columns: dict[str, Any] = {
@@ -280,7 +275,7 @@ class PartTagger:
             list(pool.map(self._write_sidecar, rows, lines))
 
     def _write_sidecar(self, row: Row, line: bytes) -> None:
-        where = storage.locate(self.config.images, row.uri + SIDECAR)
+        where = storage.below(self.config.images, row.uri + SIDECAR)
         if storage.exists(where) and not _is_ours(storage.read_bytes(where)):
             raise StorageError(f"{where}: not written by tag.py, so it stays; move it away or choose --format jsonl")
         storage.write_bytes(where, line)
@@ -291,6 +286,18 @@ def _is_ours(data: bytes) -> bool:
         return {"uri", "tags", "model", "vocabulary"} <= json.loads(data).keys()
     except (ValueError, AttributeError):
         return False
+
+
+def crops_of(config: TagConfig, size: int, rows: Sequence[Row]) -> Iterator[Crops]:
+    """Reads and decodes pictures, a batch at a time, `size` pixels on a side; raises as `fetch`."""
+    fetched = fetch(config.images, rows, config.max_file_bytes, walked=config.corpus in WALKED)
+    for _ in range(0, len(rows), config.batch_size):
+        seconds = {"read": 0.0, "decode": 0.0}
+        with _timed(seconds, "read"):
+            pictures = list(itertools.islice(fetched, config.batch_size))
+        with _timed(seconds, "decode"):
+            crops = [centre_crop(picture, size) for picture in pictures]
+        yield Crops(crops, sum(len(picture) for picture in pictures if isinstance(picture, bytes)), seconds)
 
 
 @contextmanager

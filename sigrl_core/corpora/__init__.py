@@ -28,7 +28,7 @@ from sigrl_core.corpora import (
 from sigrl_core.corpora.listing import Listing, Row, label_states, told
 from sigrl_core.errors import CorpusError
 
-__all__ = ["CORPORA", "Corpus", "Listing", "Row", "get_corpus", "label_states", "told"]
+__all__ = ["CORPORA", "WALKED", "Corpus", "Listing", "Row", "get_corpus", "label_states", "told"]
 
 Corpus = Callable[[str, str | None], Listing]
 
@@ -51,6 +51,10 @@ CORPORA: dict[str, Corpus] = {
     "cub_train": partial(cub.list_corpus, split="train"),
     "cub_test": partial(cub.list_corpus, split="test"),
 }
+
+
+WALKED = ("folder", "files")
+"""Corpora whose uris are paths below the folder of pictures, whatever they look like."""
 
 
 def get_corpus(name: str) -> Corpus:

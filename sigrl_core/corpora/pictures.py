@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -22,7 +22,9 @@ _FEW_ROWS = 100  # of a Parquet file: to read on over, rather than to start agai
 _IN_CONTAINER = re.compile(r"(.*?\.(?:tar|parquet))#", re.IGNORECASE | re.DOTALL)
 
 
-def fetch(images: str, rows: Sequence[Row], max_file_bytes: int | None = None) -> Iterator[bytes | ImageError]:
+def fetch(
+    images: str, rows: Sequence[Row], max_file_bytes: int | None = None, *, walked: bool = False
+) -> Iterator[bytes | ImageError]:
     """The bytes of every row's picture, in order, or why it has none.
 
     Of an object store several are asked for at a time; `ahead.FILES_IN_FLIGHT` are in memory at most. A container is
@@ -31,22 +33,24 @@ def fetch(images: str, rows: Sequence[Row], max_file_bytes: int | None = None) -
     Args:
         images: folder that the rows' locations are below.
         max_file_bytes: files larger than that are `unreachable`, those in no container unread.
+        walked: the rows are of a corpus in `corpora.WALKED`.
 
     Raises:
         StorageError: the store fails, which says nothing about the pictures; see `storage.is_transient`.
     """
-    for (location, in_flight), group in groupby(rows, partial(_source, images)):
+    locate = partial(storage.below if walked else storage.locate, images)
+    for (location, in_flight), group in groupby(rows, partial(_source, locate)):
         if location is None:
-            yield from ahead(partial(_file, images, max_file_bytes or MAX_FILE_BYTES), group, in_flight)
+            yield from ahead(partial(_file, locate, max_file_bytes or MAX_FILE_BYTES), group, in_flight)
         elif location.lower().endswith(".tar"):
             yield from _explained(_members(location, group := list(group), in_flight), group)
         else:
             yield from _explained(_cells(location, group := list(group)), group)
 
 
-def _source(images: str, row: Row) -> tuple[str | None, int]:
+def _source(locate: Callable[[str], str], row: Row) -> tuple[str | None, int]:
     """The container of a row, None where the picture is a file, and how many to ask for at a time."""
-    location = storage.locate(images, row.uri)
+    location = locate(row.uri)
     container = None
     if row.offset is not None:
         container = _container(location)
@@ -64,11 +68,11 @@ def position(row: Row) -> str:
     return row.uri if row.offset is None else f"{_container(row.uri)}\0{row.offset:015d}"
 
 
-def _file(images: str, max_bytes: int, row: Row) -> bytes | ImageError:
+def _file(locate: Callable[[str], str], max_bytes: int, row: Row) -> bytes | ImageError:
     if row.size is not None and row.size > max_bytes:  # without asking the store once more
         return ImageError("unreachable", f"{row.uri}: {row.size} bytes; at most {max_bytes} are read")
     try:
-        return storage.read_bytes(storage.locate(images, row.uri), max_bytes)
+        return storage.read_bytes(locate(row.uri), max_bytes)
     except StorageError as error:
         return _unreachable(error)
     except ValueError as error:  # a name that no file can have

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import sigrl_core
 from sigrl_core import storage
 from sigrl_core.config import PreprocessConfig
-from sigrl_core.corpora import get_corpus, label_states, told
+from sigrl_core.corpora import WALKED, get_corpus, label_states, told
 from sigrl_core.corpora.listing_file import Listed, parts_of, read_listed, read_part, write_listing
 from sigrl_core.corpora.pictures import fetch
 from sigrl_core.duplicates import first_of_equals, first_of_near
@@ -153,7 +153,8 @@ def preprocess_part(config: PreprocessConfig, vocabulary: Vocabulary, part: Part
     listed = read_part(job.path(LISTING), part)
     states_NC = label_states(listed, vocabulary, config.annotated)
     rows, hashes, quarantine, num_bytes = [], [], [], 0
-    for row, states_C, data in zip(listed, states_NC, fetch(config.images, listed), strict=True):
+    fetched = fetch(config.images, listed, walked=config.corpus in WALKED)
+    for row, states_C, data in zip(listed, states_NC, fetched, strict=True):
         try:
             if isinstance(data, ImageError):
                 raise data

@@ -13,7 +13,9 @@ import ray.data
 _CHECKOUT = Path(__file__).resolve().parents[2]  # or the folder of installed packages
 
 
-def connect(*, dashboard: bool = False, log_to_driver: bool = False, object_store_bytes: int = 500_000_000) -> None:
+def connect(
+    *, dashboard: bool = False, log_to_driver: bool = False, object_store_bytes: int = 500_000_000, num_cpus: int = 4
+) -> None:
     """Connects this process to Ray; does nothing when it already is. Needs no network.
 
     With `RAY_ADDRESS` set, as inside `ray job submit`, joins that cluster and leaves its settings alone. Else starts a
@@ -23,6 +25,7 @@ def connect(*, dashboard: bool = False, log_to_driver: bool = False, object_stor
         dashboard: the private cluster serves its dashboard; training inside a search needs that for its clean-up.
         log_to_driver: shows what workers print.
         object_store_bytes: size of the private cluster's shared memory.
+        num_cpus: that the private cluster counts at least, however many there are.
     """
     if ray.is_initialized():
         return
@@ -43,7 +46,7 @@ def connect(*, dashboard: bool = False, log_to_driver: bool = False, object_stor
     ray.init(
         address="local",  # not the cluster that may run on this machine for something else
         # Logical: every actor pool of a pipeline holds its share, and with fewer than four, pools wait for each other.
-        num_cpus=max(4, os.cpu_count() or 1),
+        num_cpus=max(num_cpus, os.cpu_count() or 1),
         include_dashboard=dashboard,
         object_store_memory=object_store_bytes,
         log_to_driver=log_to_driver,

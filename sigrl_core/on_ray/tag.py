@@ -12,13 +12,18 @@ OUT/parts/               what was done, see parts.py
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
 
 import sigrl_core
 from sigrl_core import storage
@@ -26,6 +31,7 @@ from sigrl_core.checkpoint import Checkpoint, load_checkpoint
 from sigrl_core.config import TagConfig
 from sigrl_core.corpora.listing import Listing, Row
 from sigrl_core.corpora.listing_file import write_listing
+from sigrl_core.errors import ConfigError
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.on_ray.parts import run_parts
 from sigrl_core.on_ray.session import connect
@@ -33,7 +39,18 @@ from sigrl_core.parts import Job
 from sigrl_core.records import seal, sha256_of
 from sigrl_core.report.tagging import Run, Summary, write_tagging_page
 from sigrl_core.tagger import Tagger
-from sigrl_core.tagging import LISTING, WAITING, PartTagger, Question, RangePart, listing_of, plan_ranges, waiting
+from sigrl_core.tagging import (
+    LISTING,
+    WAITING,
+    Crops,
+    PartTagger,
+    Question,
+    RangePart,
+    crops_of,
+    listing_of,
+    plan_ranges,
+    waiting,
+)
 from sigrl_core.vocabulary import Vocabulary
 
 RANGES, SUCCESS = "ranges.json", "_SUCCESS"
@@ -50,9 +67,12 @@ class Workers:
     least: int | None = None
     """Starts with so many of them; None starts all."""
     cpus: float = 1.0
-    """Of each; with two or more, all but one of them are processes that decode."""
+    """Of each, which it computes with."""
     gpus: float = 0.0
     """Of each; 0.5 puts two on a GPU, 0 computes on CPU."""
+    decode_tasks: int = 0
+    """Batches that are read and decoded ahead for each, by tasks on a CPU anywhere in the cluster; 0 does that in the
+    worker."""
 
 
 def tag(
@@ -84,7 +104,7 @@ def tag(
         storage.remove(job.path(SUCCESS))
         job.take_back(changed)
         storage.write_json(job.path(RANGES), [[part.key, part.held_by] for part in parts])
-        connect()
+        _connect(workers)
         make_work = partial(
             _worker,
             config,
@@ -92,7 +112,7 @@ def tag(
             question=question,
             waits=waiting(parts),
             retry_failed=retry_failed,
-            decoders=max(0, int(workers.cpus) - 1),
+            decode_tasks=workers.decode_tasks,
         )
         run_parts(
             job,
@@ -154,13 +174,11 @@ def _opened(config: TagConfig) -> tuple[Question, Job, dict[str, Any]]:
 
 
 def _absolute(config: TagConfig) -> TagConfig:
-    """Paths as any process of the cluster can use them."""
-    return replace(
-        config,
-        checkpoint=storage.absolute(config.checkpoint),
-        images=storage.absolute(config.images),
-        out=storage.absolute(config.out),
-    )
+    """Paths as any process of the cluster can use them; raises ConfigError where tags would be among the pictures."""
+    images, out = storage.absolute(config.images), storage.absolute(config.out)
+    if storage.join(out, "").startswith(storage.join(images, "")):
+        raise ConfigError(f"out is {out}, below images, where the next run would tag it; choose another folder")
+    return replace(config, checkpoint=storage.absolute(config.checkpoint), images=images, out=out)
 
 
 def _plan(config: TagConfig, question: Question) -> dict[str, Any]:
@@ -216,9 +234,42 @@ def _to_do(job: Job, parts: Sequence[RangePart], retry_failed: bool) -> tuple[li
     return undone, changed
 
 
-def _worker(config: TagConfig, device: str, **what: Any) -> PartTagger:
+def _connect(workers: Workers) -> None:
+    """Says so where tasks that decode would wait for ever, unless the cluster grows."""
+    held = workers.most * workers.cpus
+    connect(num_cpus=max(4, math.ceil(held) + workers.most * workers.decode_tasks))
+    there = ray.cluster_resources().get("CPU", 0)
+    if workers.decode_tasks and there < held + 1:
+        print(
+            f"tag: the cluster has {there:g} CPUs and {workers.most} workers hold {held:g} of them, so no picture is "
+            "decoded until it has more; give fewer --workers, or --decode-tasks 0",
+            file=sys.stderr,
+        )
+
+
+def _worker(config: TagConfig, device: str, decode_tasks: int = 0, **what: Any) -> PartTagger:
     tagger = Tagger.load(config.checkpoint, device, config.local_candidates, config.precision)
-    return PartTagger(tagger, config=config, **what)
+    size = tagger.recogniser.backbone.image_size
+    crops = partial(_crops_by_tasks, config, size, decode_tasks) if decode_tasks else None
+    return PartTagger(tagger, config=config, crops=crops, **what)
+
+
+def _crops_by_tasks(config: TagConfig, size: int, in_flight: int, rows: Sequence[Row]) -> Iterator[Crops]:
+    batches = (rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size))
+    asked = deque(_crops.remote(config, size, batch) for batch in islice(batches, in_flight))
+    while asked:
+        try:
+            crops = ray.get(asked.popleft())
+        except RayTaskError as error:
+            raise error.cause from None  # our own, without the task's traceback
+        asked.extend(_crops.remote(config, size, batch) for batch in islice(batches, 1))
+        yield crops
+
+
+@ray.remote(num_cpus=1)
+def _crops(config: TagConfig, size: int, batch: Sequence[Row]) -> Crops:
+    (crops,) = storage.patient(lambda: list(crops_of(config, size, batch)))()
+    return crops
 
 
 def _finish(job: Job, plan: dict[str, Any], parts: Sequence[RangePart]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,8 +15,9 @@ import pytest
 
 from sigrl_core import storage
 from tests.conftest import COCO160, REPOSITORY, untrained_checkpoint
-from tests.e2e.conftest import Store, bucket_of
+from tests.e2e.conftest import ADMIN, Store, bucket_of
 from tests.e2e.test_object_store import fingerprint
+from tests.hostile import Hostile, hostile
 from tests.photographs import write_photographs
 from tests.processes import family, noted, wait_for
 
@@ -34,8 +36,20 @@ def start():
         yield lambda *arguments: note(start_tagging(*arguments))
 
 
-def start_tagging(store: Store, checkpoint: Path, images: str, out: str, log: Path) -> subprocess.Popen:
-    arguments = ["--checkpoint", checkpoint, "--images", images, "--out", out, "--workers", 2, "--rows-per-part", 20]
+def start_tagging(store: Store, checkpoint: Path, images: str, out: str, log: Path, *more: str) -> subprocess.Popen:
+    arguments = [
+        "--checkpoint",
+        checkpoint,
+        "--images",
+        images,
+        "--out",
+        out,
+        "--workers",
+        2,
+        "--rows-per-part",
+        20,
+        *more,
+    ]
     command = [sys.executable, REPOSITORY / "pipelines" / "tag.py", *arguments]
     with log.open("w") as file:
         environment = {**os.environ, **store.environment()}
@@ -71,14 +85,15 @@ def test_a_bucket_whatever_happens_and_what_comes_later(
     assert start(reached, checkpoint, bucket, whole, log).wait(1500) == 0, log.read_text()
 
     rng, parts = random.Random(20261126), -(-count // 20)
-    for _ in range(kills):
+    for number in range(kills):
         enough = rng.randrange(1, parts // kills)
-        running, begun = start(reached, checkpoint, bucket, out, log), parts_done(out)
+        more = ["--decode-tasks", "2"] * (number % 2)
+        running, begun = start(reached, checkpoint, bucket, out, log, *more), parts_done(out)
         wait_for(lambda enough=enough, begun=begun: parts_done(out) >= begun + enough, running, log)
         running.kill()
         running.wait()
         assert not storage.exists(f"{out}/_SUCCESS")
-    running = start(reached, checkpoint, bucket, out, log)
+    running = start(reached, checkpoint, bucket, out, log, "--decode-tasks", "2")
     wait_for(lambda: actors(running), running, log)
     begun = parts_done(out)  # a worker of a killed run may have ended one meanwhile
     wait_for(lambda: parts_done(out) > begun, running, log)
@@ -111,6 +126,45 @@ def test_a_bucket_whatever_happens_and_what_comes_later(
     assert sorted(rows) == sorted({*listed, *touched} - {*gone})
     assert all(row["etag"] == file.etag for file in storage.walk(bucket) for row in [rows[file.path]])
     print(f"{come} new, {change} changed, {len(gone)} deleted: {len(touched)} objects read, no other")
+
+
+ODD_KEYS = [
+    "with space", "ü/ö", "plus+plus", "per%20cent%", "new\nline", "tab\t", "quote'\"", "a#1", "x.tar#y", "🦓",
+    "q?a=b&c", "/leading", "//two", "double//slash", "trailing/", "~home", "/etc/passwd", "s3://tags/x",
+    "file:///etc/passwd", ".hidden", "..", "dots/../up", "dots/./here", "back\\slash", "C:\\x", "long" + "g" * 900,
+    "*", "[a-z]", "{b}", "<&>", "=",
+]  # fmt: skip
+
+
+def test_500_hostile_objects_have_their_row(
+    reached: Store, checkpoint: Path, tmp_path: Path, start, make_picture, encoded
+) -> None:
+    drawn = [encoded(make_picture(seed, 400, 300)) for seed in range(3)]
+    files = list(hostile(drawn, 460, seed=3))
+    bucket = bucket_of(reached, "hostile")
+    bucket_of(reached, "tags-of-hostile")
+    keys = [ODD_KEYS[number % len(ODD_KEYS)] + f"-{number}.jpg" * (number >= len(ODD_KEYS)) for number in range(460)]
+    expected = dict(zip(keys, files, strict=True))
+    expected |= {f"folder {number}/": Hostile("folder as an object", b"", "empty") for number in range(39)}
+    expected["large"] = Hostile("large", bytes(2_000_001), "unreachable")
+    for key, file in expected.items():
+        reached.client().put_object(Bucket="hostile", Key=key, Body=file.data)
+    log, out = tmp_path / "log", "s3://tags-of-hostile/out"
+    more = ["--max-file-bytes", "2000000", "--decode-tasks", "1"]
+    assert start(reached, checkpoint, bucket, out, log, *more).wait(600) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert not any(secret in log.read_text() for secret in ADMIN)
+    rows = rows_of(out)
+    assert len(rows) == len(expected) == 500
+    assert sorted(row["uri"] for row in rows) == sorted(expected)
+    for row in rows:
+        file = expected[row["uri"]]
+        assert row["size"] == len(file.data)
+        if file.expected == "good":
+            assert (row["error"], len(row["labels"])) == ("", 5), row["uri"]
+        elif file.kind in ("folder as an object", "large"):
+            assert (row["error"], row["labels"]) == (file.expected, [])
+    print(f"{len(rows)} hostile or odd objects, a row each: {Counter(row['error'] or 'tagged' for row in rows)}")
 
 
 def log_requests(store: Store) -> None:

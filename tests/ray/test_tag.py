@@ -12,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from sigrl_core.images import REASONS
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.tag import Workers, dry_run, tag
 from sigrl_core.tagger import Tagger
+from sigrl_core.vocabulary import Vocabulary
 from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
 from tests.hostile import hostile
 
@@ -131,8 +133,14 @@ def test_another_run_in_the_same_folder_is_refused(checkpoint: Path, album: Path
     }.items():
         with pytest.raises(StorageError, match=f"was started with {what} = .*; delete the folder or choose another"):
             tag(dataclasses.replace(config, **changes))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("two years of work")
     with pytest.raises(StorageError, match="holds files of something else"):
-        tag(dataclasses.replace(config, out=str(album)))
+        tag(dataclasses.replace(config, out=str(tmp_path / "mine")))
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    for inside in (album, album / "tags"):
+        with pytest.raises(ConfigError, match="below images, where the next run would tag it"):
+            tag(dataclasses.replace(config, out=str(inside)))
     assert fingerprint(tmp_path / "out") == before
 
 
@@ -320,6 +328,39 @@ def test_shards_tars_and_tables_are_inputs_too(checkpoint: Path, album: Path, tm
         assert tag(config) == manifest
 
 
+def test_pictures_that_could_not_be_reached_are_tagged_again_where_asked(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    names = [f"cat/0{number}.jpg" for number in range(3)] + [f"dog/0{number}.jpg" for number in range(6, 9)]
+    cells = [{"bytes": None, "path": name} for name in names]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), pictures / "table.parquet")
+    (pictures / "dog" / "07.jpg").rename(tmp_path / "kept")
+    config = config_for(checkpoint, pictures, tmp_path / "out", corpus="hugging_face", rows_per_part=3)
+    manifest = tag(config)
+    assert manifest["errors"] == {"unreachable": 1}
+    (tmp_path / "kept").rename(pictures / "dog" / "07.jpg")
+    assert tag(config) == manifest
+    assert tag(config, retry_failed=True)["errors"] == {}
+    assert sorted(path.name for path in (tmp_path / "out" / "tags").iterdir()) == sorted(
+        Path(file["name"]).name for file in manifest["files"]
+    )
+    tag(dataclasses.replace(config, out=str(tmp_path / "fresh")))
+    assert tagged_rows(tmp_path / "out") == tagged_rows(tmp_path / "fresh")
+
+
+def test_thousands_of_labels(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+    words = [f"thing {number}" for number in range(3000)]
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
+    tag(config_for(checkpoint, album, tmp_path / "out", vocabulary=str(tmp_path / "words.txt"), local_candidates=20))
+    tagger = Tagger.load(str(checkpoint), local_candidates=20)
+    asked = Vocabulary.load(str(tmp_path / "words.txt"))
+    for row in tagged_rows(tmp_path / "out"):
+        (tags,) = tagger.tag([(album / row["uri"]).read_bytes()], asked)
+        assert tags.labels == [item["label"] for item in row["tags"]]
+        assert tags.scores == pytest.approx([item["score"] for item in row["tags"]], abs=1e-5)
+
+
 def test_hostile_files_all_have_their_row(checkpoint: Path, tmp_path: Path, make_picture, encoded) -> None:
     drawn = [encoded(make_picture(seed, 400, 300)) for seed in range(3)]
     files = list(hostile(drawn, 150, seed=2))
@@ -367,10 +408,10 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, album: Path, tmp_path: Path)
 
 
 def test_batches_and_processes_change_no_tag(checkpoint: Path, album: Path, tmp_path: Path) -> None:
-    """Scores to 1e-5, whatever the batch; the same bytes where only workers or decoders are more."""
+    """Scores to 1e-5, whatever the batch; the same bytes where only workers or tasks that decode are more."""
     tag(config_for(checkpoint, album, tmp_path / "plain"))
     for batch_size in (1, 3):
         tag(config_for(checkpoint, album, tmp_path / f"{batch_size}", batch_size=batch_size))
         assert close(tagged_rows(tmp_path / f"{batch_size}"), tagged_rows(tmp_path / "plain"))
-    tag(config_for(checkpoint, album, tmp_path / "more"), Workers(most=2, cpus=2.0, least=1))
+    tag(config_for(checkpoint, album, tmp_path / "more"), Workers(most=2, least=1, decode_tasks=2))
     assert fingerprint(tmp_path / "more") == fingerprint(tmp_path / "plain")

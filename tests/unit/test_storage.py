@@ -41,6 +41,9 @@ def test_join_and_locate() -> None:
     assert storage.join("/", "a") == "/a"
     assert storage.locate("/data", "a/1.jpg") == "/data/a/1.jpg"
     assert storage.locate("/data", "s3://b/1.jpg") == "s3://b/1.jpg"
+    assert storage.below("s3://b", "/etc/passwd") == "s3://b//etc/passwd"
+    assert storage.below("s3://b/", "s3://c/1.jpg") == "s3://b/s3://c/1.jpg"
+    assert storage.below("/data", "~me/1.jpg") == "/data/~me/1.jpg"
 
 
 def test_what_is_written_is_read(tmp_path) -> None:
