@@ -5,7 +5,8 @@
 Two workers on one thread each, both at the same niceness, on pictures of the built-in corpus. In turns, several rounds:
 
 - bare decode: each process decodes and augments its half of every batch, nothing else;
-- bare step: the plain loop (forward, loss, backward, AdamW) on those pictures, in memory already;
+- bare step: the plain loop (forward, loss, backward, AdamW) on those pictures, in memory already,
+  before and after ours, since the machine changes its speed from minute to minute;
 - ours: train.py's own loop on shards, epochs after the first, by what it writes into metrics.jsonl;
 - bare head and ours from the cache: the same two with every block frozen, on features: theirs lie in memory as 32-bit
   tensors, ours are read from a folder that cache_features.py made.
@@ -174,10 +175,13 @@ def measured(config: RunConfig, name: str, data: str, out: Path, rounds: int, st
     found: dict[str, list[float]] = {}
     for number in range(rounds):
         told: dict[str, float] = {}
-        told["bare_step"], told["bare_decode"] = bare(full, data, steps, out)
+        before = bare(full, data, steps, out)
         told["our_step"], _, told["data_wait"] = ours(full, data, out / "run")
-        told["bare_head"], _ = bare(head, features, steps, out)
+        after = bare(full, data, steps, out)
+        told["bare_step"], told["bare_decode"] = map(statistics.mean, zip(before, after, strict=True))
+        before = bare(head, features, steps, out)
         told["our_head"], _, _ = ours(head, features, out / "run")
+        told["bare_head"] = statistics.mean([before[0], bare(head, features, steps, out)[0]])
         told["of_bare_step"] = (told["bare_step"] + told["bare_decode"]) / told["our_step"]
         told["cache_of_bare_head"] = told["bare_head"] / told["our_head"]
         told["head_speed_up"] = told["our_step"] / told["our_head"]
@@ -201,7 +205,7 @@ def main() -> None:
         training=replace(preset.training, epochs=4, hold_features=False, augment="crop_flip", batch_size=32),
     )
     data = shards(out, 1000, 96)
-    figures: dict[str, object] = measured(config, "toybox-vit", data, out, 1 if arguments.quick else 5, 40)
+    figures: dict[str, object] = measured(config, "toybox-vit", data, out, 1 if arguments.quick else 3, 40)
     long = replace(config, training=replace(config.training, epochs=20))
     _, memory, _ = ours(long, shards(out, 120, 96), out / "run")
     figures["memory_growth"] = round(memory[-1] / memory[2] - 1, 4)
