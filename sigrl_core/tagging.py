@@ -214,7 +214,8 @@ class PartTagger:
         if part.held_by is not None:
             where = storage.join(self.config.out, f"tags/{name_of(part.held_by)}.parquet")
             if storage.exists(where):
-                table = from_parquet(storage.read_bytes(where)).read(use_threads=False)
+                found = from_parquet(storage.read_bytes(where)).read(use_threads=False)
+                table = found.cast(table.schema)  # Parquet calls the items of lists by another name
         return table.filter(pc.field("error") != "unreachable") if self.retry_failed else table
 
     def tag_rows(

@@ -187,6 +187,17 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(
     assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "whole")
 
 
+def test_killed_between_a_range_s_files_and_its_record(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+    config = config_for(checkpoint, album, tmp_path / "out", format="jsonl", embeddings=True, heat_maps=True)
+    tag(config)
+    whole, records = fingerprint(tmp_path / "out"), sorted((tmp_path / "out" / "parts").iterdir())
+    for path in (records[1], tmp_path / "out" / "_manifest.json", tmp_path / "out" / "_SUCCESS"):
+        path.unlink()
+    tag(config)
+    assert json.loads(records[1].read_text())["work"]["pictures"] == 0  # taken from the file that was there
+    assert fingerprint(tmp_path / "out") == whole
+
+
 def read_now(out: Path) -> int:
     """Pictures that were read for the records as they are."""
     return sum(json.loads(path.read_text())["work"]["pictures"] for path in (out / "parts").iterdir())
