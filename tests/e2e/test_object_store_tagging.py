@@ -71,6 +71,7 @@ def rows_of(out: str) -> list[dict]:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)  # the long form; its waits have limits of their own
 def test_a_bucket_whatever_happens_and_what_comes_later(
     reached: Store, checkpoint: Path, tmp_path: Path, start, soak: bool
 ) -> None:

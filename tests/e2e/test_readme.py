@@ -51,6 +51,7 @@ def home(tmp_path: Path, make_picture) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(1500)  # a dozen commands, each with a Ray of its own
 def test_the_commands_for_ones_own_pictures(home: Path, command) -> None:
     (test,) = (line for line in commands() if "preprocess.py" in line and "positives" not in line)
     for line in [test.replace("runs/shards", "runs/test_shards"), *commands()]:
