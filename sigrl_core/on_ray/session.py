@@ -14,7 +14,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]  # or the folder of installed pa
 
 
 def connect(
-    *, dashboard: bool = False, log_to_driver: bool = False, object_store_bytes: int = 500_000_000, num_cpus: int = 4
+    *, dashboard: bool = False, log_to_driver: bool = False, object_store_bytes: int = 500_000_000, num_cpus: int = 0
 ) -> None:
     """Connects this process to Ray; does nothing when it already is. Needs no network.
 
@@ -25,7 +25,7 @@ def connect(
         dashboard: the private cluster serves its dashboard; training inside a search needs that for its clean-up.
         log_to_driver: shows what workers print.
         object_store_bytes: size of the private cluster's shared memory.
-        num_cpus: that the private cluster counts at least, however many there are.
+        num_cpus: that the private cluster counts at least, if more than it would by itself.
     """
     if ray.is_initialized():
         return
@@ -46,7 +46,7 @@ def connect(
     ray.init(
         address="local",  # not the cluster that may run on this machine for something else
         # Logical: every actor pool of a pipeline holds its share, and with fewer than four, pools wait for each other.
-        num_cpus=max(num_cpus, os.cpu_count() or 1),
+        num_cpus=max(4, num_cpus, os.cpu_count() or 1),
         include_dashboard=dashboard,
         object_store_memory=object_store_bytes,
         log_to_driver=log_to_driver,

@@ -237,7 +237,7 @@ def _to_do(job: Job, parts: Sequence[RangePart], retry_failed: bool) -> tuple[li
 def _connect(workers: Workers) -> None:
     """Says so where tasks that decode would wait for ever, unless the cluster grows."""
     held = workers.most * workers.cpus
-    connect(num_cpus=max(4, math.ceil(held) + workers.most * workers.decode_tasks))
+    connect(num_cpus=math.ceil(held) + workers.most * workers.decode_tasks)
     there = ray.cluster_resources().get("CPU", 0)
     if workers.decode_tasks and there < held + 1:
         print(
