@@ -120,16 +120,17 @@ def _write(
         ) from error
 
 
-def publish_checkpoint(folder: Path, uri: str, history: list[dict[str, Any]]) -> None:
-    """Copies a local checkpoint to where it is looked for, its manifest last.
+def publish_checkpoint(folder: str, uri: str, history: list[dict[str, Any]]) -> None:
+    """Copies a checkpoint to where it is looked for, its manifest last.
 
     Args:
         history: metrics of every epoch, those after this one too; takes the place of the checkpoint's own.
     """
-    manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")) | {"history": history}
+    manifest = storage.read_json(storage.join(folder, MANIFEST_FILE))
+    metrics = storage.read_json(storage.join(folder, METRICS_FILE)) | {"history": history}
     for name in manifest["files"]:
-        data = _metrics_json(metrics).encode() if name == METRICS_FILE else (folder / name).read_bytes()
+        told = name == METRICS_FILE
+        data = _metrics_json(metrics).encode() if told else storage.read_bytes(storage.join(folder, name))
         manifest["files"][name] = sha256_of(data)
         storage.write_bytes(storage.join(uri, name), data)
     storage.write_json(storage.join(uri, MANIFEST_FILE), manifest)

@@ -11,7 +11,7 @@ A score depends on the vocabulary it was asked with, so each protocol states its
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -296,21 +296,33 @@ def batches_of(rows: Rows, size: int, numbers: np.ndarray | None = None) -> Iter
     return epoch_batches(rows, order, BATCH_SIZE, Slice(), lambda numbers: read_batch(rows, numbers, size))
 
 
+class ValidationQuestion(NamedTuple):
+    """Labels asked together in validation, and where they stand among the states of a batch."""
+
+    asked: Asked
+    positions: Sequence[int]
+
+
 def validate(
-    recogniser: Recogniser, batches: Iterable[Batch], asked: Asked, positions: Sequence[int]
+    recogniser: Recogniser, batches: Iterable[Batch], questions: Mapping[str, ValidationQuestion]
 ) -> dict[str, float]:
-    """mAP over the seen labels during training; each worker scores its rows, all of them count once."""
-    mine: list[tuple[np.ndarray, np.ndarray]] = []
+    """mAP of each question, as `validation/` and its name; each worker scores its rows, all of them count once."""
+    mine: list[tuple[np.ndarray, list[np.ndarray]]] = []
     with torch.no_grad():
         for batch in batches:
-            keep = batch.weight_B.numpy() > 0
-            scores_BC = recogniser(tokens_of(recogniser, batch), asked).scores.scores_BC
-            mine.append((scores_BC.float().cpu().numpy()[keep], batch.states_BC.numpy()[keep][:, list(positions)]))
-    pairs = list(itertools.chain.from_iterable(gather_rows(mine)))
-    if not pairs:
+            keep, tokens_BNW = batch.weight_B.numpy() > 0, tokens_of(recogniser, batch)
+            scores = [recogniser(tokens_BNW, question.asked).scores.scores_BC for question in questions.values()]
+            mine.append((batch.states_BC.numpy()[keep], [each.float().cpu().numpy()[keep] for each in scores]))
+    everyone = list(itertools.chain.from_iterable(gather_rows(mine)))
+    if not everyone:
         return {}
-    scores_NC, states_NC = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return {"validation/map": mean_average_precision(scores_NC, states_NC)}
+    states_NV = np.concatenate([states_BV for states_BV, _ in everyone])
+    return {
+        f"validation/{name}": mean_average_precision(
+            np.concatenate([scores[number] for _, scores in everyone]), states_NV[:, list(question.positions)]
+        )
+        for number, (name, question) in enumerate(questions.items())
+    }
 
 
 def _measured(by: dict[str, np.ndarray], states_NC: np.ndarray, vocabulary: Vocabulary) -> dict[str, dict[str, float]]:

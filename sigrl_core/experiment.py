@@ -5,6 +5,7 @@ Knows files but not Ray: train.py runs it under Ray Train, and anything else may
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from sigrl_core.batches import Batch, HeldFeatures, Rows, Slice, epoch_batches, 
 from sigrl_core.checkpoint import load_weights, save_checkpoint
 from sigrl_core.config import GraphConfig, RunConfig, ScaleConfig
 from sigrl_core.decoding import Augmentation, Decoders
-from sigrl_core.evaluation import validate
+from sigrl_core.evaluation import ValidationQuestion, validate
 from sigrl_core.heat_map import draw, heat_map
 from sigrl_core.label_edges import LabelEdges
 from sigrl_core.label_embeddings import load_embeddings
@@ -24,8 +25,9 @@ from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.model.scoring import patch_fits
 from sigrl_core.records import ShardFolder
-from sigrl_core.training import OnStep, Report, Task, TrainingState, fit, tokens_of
+from sigrl_core.training import SELECTION, Metrics, OnStep, Report, Task, TrainingState, fit, tokens_of
 from sigrl_core.training_state import load_training_state, save_training_state
+from sigrl_core.vocabulary import Vocabulary
 
 NUM_EXAMPLES = 4
 
@@ -48,6 +50,10 @@ class Experiment:
         mine: this worker's share of every batch.
         device: where to compute.
         decoders: processes that decode pictures for this worker; 0 decodes in a thread beside the training.
+        held_out: seen labels that are taken for unseen: not trained on, and asked for in validation. Labels that are
+            unseen are then asked for nowhere, so that what is chosen by them says nothing of these.
+        objective: the question whose mAP chooses the best epoch: `map`, of the labels trained on, or with labels held
+            out `zsl.map`, of these alone, or `gzsl.map`, of both.
     """
 
     def __init__(
@@ -58,28 +64,36 @@ class Experiment:
         mine: Slice | None = None,
         device: torch.device | str = "cpu",
         decoders: int = 0,
+        held_out: Sequence[str] = (),
+        objective: str = "map",
     ) -> None:
-        self.config, mine = config, mine or Slice()
-        folder = ShardFolder.open(data)
-        self.seen = folder.vocabulary.positions("seen")
+        self.config, self.objective, mine = config, objective, mine or Slice()
+        folder = ShardFolder.open(data).with_unseen(held_out)
+        vocabulary, self.seen = folder.vocabulary, folder.vocabulary.positions("seen")
         training_rows, validation_rows = rows_of(folder, validation)
         torch.manual_seed(config.training.seed)  # random weights are the same on every worker and after a restart
         edges = label_edges(config.graph, training_rows)
         own = config.backbone.label_embeddings
-        embeddings_VE = torch.from_numpy(load_embeddings(own, folder.vocabulary)) if own else None
+        embeddings_VE = torch.from_numpy(load_embeddings(own, vocabulary)) if own else None
         backbone = load_backbone(config.backbone)
         for each in {rows.folder.uri: rows.folder for rows in (training_rows, validation_rows)}.values():
             each.check_features(backbone.frozen_sha256, "--backbone")
-        recogniser = Recogniser.start(backbone, config, folder.vocabulary, edges, embeddings_VE).to(device)
+        recogniser = Recogniser.start(backbone, config, vocabulary, edges, embeddings_VE).to(device)
         pool = Decoders(decoders) if decoders else None
         self.training, self.validation = (
             _Source(rows, recogniser, config, mine, pool) for rows in (training_rows, validation_rows)
         )
         self.task = Task(
-            asked=recogniser.ask(folder.vocabulary.subset("seen")),
+            asked=recogniser.ask(vocabulary.subset("seen")),
             positions=self.seen,
             steps_per_epoch=num_steps(len(training_rows), config.training.batch_size),
         )
+        self.questions = {"map": ValidationQuestion(self.task.asked, self.seen)}
+        if held_out:
+            unseen = [vocabulary.index[name] for name in held_out]
+            for name, positions in (("zsl.map", sorted(unseen)), ("gzsl.map", sorted([*self.seen, *unseen]))):
+                asked = recogniser.ask(Vocabulary(tuple(vocabulary.labels[c] for c in positions)))
+                self.questions[name] = ValidationQuestion(asked, positions)
         self.state = TrainingState.start(recogniser, config, len(training_rows), len(self.seen))
 
     def fit(
@@ -90,12 +104,17 @@ class Experiment:
             self.state,
             self.task,
             self.training.shuffled,
-            lambda model: validate(model, self.validation.in_order(), self.task.asked, self.seen),
+            self._validate,
             report,
             self.config,
             scale or ScaleConfig(),
             on_step,
         )
+
+    def _validate(self, model: Recogniser) -> Metrics:
+        metrics = validate(model, self.validation.in_order(), self.questions)
+        chosen = metrics.get(f"validation/{self.objective}", math.nan)
+        return metrics if math.isnan(chosen) else {**metrics, SELECTION: chosen}
 
     @torch.no_grad()
     def examples(self) -> list[Example]:
@@ -123,10 +142,14 @@ class Experiment:
             )
         ]
 
-    def save(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """Writes `checkpoint/` and what `resume` needs into an existing folder."""
+    def save_checkpoint(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """Writes `checkpoint/` into an existing folder."""
         with self.state.average.in_place_of(self.state.recogniser):
             save_checkpoint(folder / "checkpoint", self.state.recogniser, self.config, metrics)
+
+    def save(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """Writes `checkpoint/` and what `resume` needs into an existing folder."""
+        self.save_checkpoint(folder, metrics)
         save_training_state(folder / "state", self.state)
 
     def resume(self, folder: Path) -> None:

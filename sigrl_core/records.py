@@ -21,8 +21,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -157,6 +157,10 @@ class ShardFolder:
         folder = cls(uri, _read_manifest(uri), _read_vocabulary(uri))
         folder._check_manifest()
         return folder
+
+    def with_unseen(self, names: Collection[str]) -> ShardFolder:
+        """The same rows, seen as if labels of these names were unseen."""
+        return replace(self, vocabulary=self.vocabulary.with_unseen(names))
 
     @property
     def kind(self) -> Kind:

@@ -31,7 +31,7 @@ from sigrl_core.optim import WeightAverage, learning_rate, parameter_groups, set
 Metrics = dict[str, float]
 
 SELECTION = "selection"
-"""The metric that chooses the best epoch: mAP on validation pictures, or the epoch's number without any."""
+"""The metric that chooses the best epoch, as `evaluate` gives it; the epoch's number where it gives none."""
 
 
 class Report(Protocol):
@@ -202,7 +202,7 @@ def fit(
         metrics["workers"] = workers
         with state.average.in_place_of(recogniser):
             metrics |= evaluate(recogniser)
-        metrics[SELECTION] = metrics.get("validation/map", float(state.epoch))
+        metrics.setdefault(SELECTION, float(state.epoch))
         state.totals, state.best = {}, max(state.best, (metrics[SELECTION], state.epoch), key=lambda best: best[0])
         report(metrics, state)
     return True

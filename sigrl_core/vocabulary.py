@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -74,6 +74,10 @@ class Vocabulary:
 
     def subset(self, split: Split) -> Vocabulary:
         return Vocabulary(tuple(label for label in self.labels if label.split == split))
+
+    def with_unseen(self, names: Collection[str]) -> Vocabulary:
+        """The same labels in the same order, those of these names unseen."""
+        return Vocabulary(tuple(replace(each, split="unseen") if each.name in names else each for each in self.labels))
 
     @property
     def hash(self) -> str:

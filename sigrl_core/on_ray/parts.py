@@ -14,6 +14,7 @@ import ray
 
 from sigrl_core import storage
 from sigrl_core.errors import SigrlError
+from sigrl_core.on_ray import session
 from sigrl_core.parts import Job, Lease, Part, work_log
 from sigrl_core.progress import progress_line
 
@@ -58,7 +59,7 @@ def run_parts(
         context.max_consecutive_actor_init_deaths = 3  # a worker killed while it loads is replaced like any other
         context.memory_usage_poll_interval_s = None  # walks the memory map of every worker each second
         _take_warning()
-        size = min(workers or _num_cpus(), len(pending))
+        size = min(workers or session.num_cpus(), len(pending))
         if len(pending) > 4 * size:  # three seconds, for no loading beside the first parts
             ray.data.range(1).materialize()  # by Ray Data's own processes
         items = ray.data.from_items([asdict(part) for part in pending], override_num_blocks=len(pending))
@@ -83,11 +84,6 @@ def run_parts(
             num_failed += row["failed"]
             rate = num_bytes / 1e6 / (time.monotonic() - started)
             advance(row["rows"], f"{rate:.1f} MB/s, {num_failed} failed" if num_bytes else "")
-
-
-def _num_cpus() -> int:
-    """CPUs of the cluster, or those of this machine where the cluster is our own and counts more than there are."""
-    return int(ray.cluster_resources()["CPU"]) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
 
 
 def _take_warning() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
 import ray.data
+import ray.util
 
 _CHECKOUT = Path(__file__).resolve().parents[2]  # or the folder of installed packages
 
@@ -43,15 +47,40 @@ def connect(
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         # Ray asks for a token by default, and would write one into the home folder that other clusters then ask for.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(
-        address="local",  # not the cluster that may run on this machine for something else
-        # Logical: every actor pool of a pipeline holds its share, and with fewer than four, pools wait for each other.
-        num_cpus=max(4, num_cpus, os.cpu_count() or 1),
-        include_dashboard=dashboard,
-        object_store_memory=object_store_bytes,
-        log_to_driver=log_to_driver,
-        logging_level=logging.ERROR,
-    )
+    with _address_told() if dashboard else contextlib.nullcontext():
+        ray.init(
+            address="local",  # not the cluster that may run on this machine for something else
+            # Logical: every actor pool of a pipeline holds its share, and with fewer than four, pools wait for each
+            # other.
+            num_cpus=max(4, num_cpus, os.cpu_count() or 1),
+            include_dashboard=dashboard,
+            object_store_memory=object_store_bytes,
+            log_to_driver=log_to_driver,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextlib.contextmanager
+def _address_told() -> Iterator[None]:
+    """Has a Ray that starts meanwhile tell its workers where it is.
+
+    Ray Train's clean-up asks the dashboard from a worker, and would look for the only Ray on this machine.
+    """
+    with socket.socket() as one:
+        one.bind(("", 0))
+        port = one.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            os.environ.pop(name, None)
+
+
+def num_cpus() -> int:
+    """CPUs of the cluster, or those of this machine where the cluster is our own and counts more than there are."""
+    return int(ray.cluster_resources()["CPU"]) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
 
 
 def _quieten() -> None:

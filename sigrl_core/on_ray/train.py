@@ -29,10 +29,9 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch.utils.tensorboard import SummaryWriter
 
 from sigrl_core import storage
 from sigrl_core.batches import Slice, num_steps
@@ -49,12 +48,23 @@ from sigrl_core.on_ray.progress import Progress, watched
 from sigrl_core.on_ray.session import connect
 from sigrl_core.optim import what_trains
 from sigrl_core.records import ShardFolder, sha256_of
+from sigrl_core.run_log import RunLog, read_metrics
 from sigrl_core.tracking import MlflowRun
 from sigrl_core.training import SELECTION, Metrics, TrainingState, gather_rows
 from sigrl_core.vocabulary import Vocabulary
 
 
-def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | None, out: str) -> str:
+def train(
+    config: RunConfig,
+    scale: ScaleConfig,
+    data: str,
+    validation: str | None,
+    out: str,
+    *,
+    held_out: Sequence[str] = (),
+    objective: str = "map",
+    callbacks: Sequence[UserCallback] = (),
+) -> str:
     """Trains, or goes on training, or finds it done.
 
     Args:
@@ -63,6 +73,8 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
         data: shard folder to train on.
         validation: shard folder to select the best epoch on; None takes the seeded split that `data` keeps.
         out: folder of this run, local or s3://.
+        held_out, objective: see Experiment.
+        callbacks: of Ray Train's, told of every epoch.
 
     Returns:
         Where the checkpoint is.
@@ -75,14 +87,15 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     data, out = storage.absolute(data), storage.absolute(out)
     validation = storage.absolute(validation) if validation else None
     folder = ShardFolder.open(data)
-    config, hashes = _with_files(config, folder.vocabulary)
-    _check(config, folder, validation_folder := ShardFolder.open(validation) if validation else folder)
+    config, hashes = with_files(config, folder.vocabulary)
+    check(config, folder, validation_folder := ShardFolder.open(validation) if validation else folder)
     run = {
         "config": json.loads(to_json(config)),
         **hashes,
         "data": data,
         "data_sha256": folder.manifest["sha256"],
         "validation": validation,
+        **({"held_out": list(held_out), "objective": objective} if held_out else {}),
     }
     begun = _begun(out, run)
     result = storage.join(out, "checkpoint")
@@ -104,6 +117,8 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
                 "config": to_json(config),
                 "data": data,
                 "validation": validation,
+                "held_out": held_out,
+                "objective": objective,
                 "out": out,
                 "scale": scale,
                 "progress": progress,
@@ -120,6 +135,7 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
                 name="state",
                 storage_path=path,
                 storage_filesystem=filesystem,
+                callbacks=list(callbacks),
                 failure_config=FailureConfig(max_failures=scale.max_failures),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=scale.keep, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
@@ -138,14 +154,14 @@ def train(config: RunConfig, scale: ScaleConfig, data: str, validation: str | No
     best = fitted.get_best_checkpoint(SELECTION, "max") if fitted.best_checkpoints else fitted.checkpoint
     assert best is not None
     with best.as_directory() as folder_of_best:
-        history = [json.loads(line) for line in storage.read_bytes(storage.join(out, "metrics.jsonl")).splitlines()]
-        publish_checkpoint(Path(folder_of_best) / "checkpoint", result, history)
+        history = read_metrics(out)
+        publish_checkpoint(storage.join(folder_of_best, "checkpoint"), result, history)
     if tracked and (said := tracked.finish(history)):
         print(said, file=sys.stderr)
     return result
 
 
-def _with_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, dict[str, str]]:
+def with_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, dict[str, str]]:
     """Where any worker finds the files that a configuration names, and the hashes of those that say something of
     labels; refuses what is none of them."""
     hashes: dict[str, str] = {}
@@ -163,7 +179,8 @@ def _with_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, d
     return config, hashes
 
 
-def _check(config: RunConfig, folder: ShardFolder, validation: ShardFolder) -> None:
+def check(config: RunConfig, folder: ShardFolder, validation: ShardFolder) -> None:
+    """Raises ConfigError or ShardError where these data cannot be trained on like this."""
     get_loss(config.loss.kind)
     if folder.kind == "features" and config.training.augment != "none":
         raise ConfigError(
@@ -286,7 +303,16 @@ def _experiment(setup: dict[str, Any]) -> Experiment:
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     decoders = int(setup["scale"].cpus_per_worker) - 1
-    experiment = Experiment(config, setup["data"], setup["validation"], mine, device, max(0, decoders))
+    experiment = Experiment(
+        config,
+        setup["data"],
+        setup["validation"],
+        mine,
+        device,
+        max(0, decoders),
+        setup["held_out"],
+        setup["objective"],
+    )
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:
             experiment.resume(Path(saved))
@@ -302,7 +328,7 @@ def _train(experiment: Experiment, setup: dict[str, Any]) -> None:
             if log is not None:
                 if metrics is not None:
                     log.epoch(metrics, experiment.examples())
-                experiment.save(Path(local), {"selected": metrics or {}, "history": log.history})
+                experiment.save(Path(local), {"selected": metrics or {}, "history": log.run.history})
                 checkpoint = ray.train.Checkpoint.from_directory(local)
             told = metrics or {SELECTION: -1.0}  # inside an epoch: worse than any
             ray.train.report(told, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state.step:08d}")
@@ -318,43 +344,19 @@ def _total_steps(config: RunConfig, folder: ShardFolder, validation: str | None)
 
 
 class _Log:
-    """What the first worker writes for people: metrics.jsonl, TensorBoard, MLflow, the progress line."""
+    """What the first worker writes for people: the run's log, MLflow, the progress line."""
 
     def __init__(self, setup: dict[str, Any], state: TrainingState) -> None:
-        self.out, self.progress, step = setup["out"], setup["progress"], state.step
-        run = setup["mlflow_run"]
+        self.progress, run = setup["progress"], setup["mlflow_run"]
         self.tracked = MlflowRun(setup["scale"].mlflow, run) if run else None
-        self.progress.begin(step, what_trains(state.optimiser.param_groups))
-        filesystem, path = storage.filesystem_for(self.out)
-        self.local = Path(path if filesystem.type_name == "local" else tempfile.mkdtemp())
-        self.upload = filesystem.type_name != "local"
-        self.writer = SummaryWriter(str(self.local / "tensorboard"), purge_step=step)
-        where = storage.join(self.out, "metrics.jsonl")
-        self.lines = storage.read_bytes(where).decode().splitlines() if step and storage.exists(where) else []
-
-    @property
-    def history(self) -> list[Metrics]:
-        """The metrics of every epoch so far."""
-        return [json.loads(line) for line in self.lines]
+        self.progress.begin(state.step, what_trains(state.optimiser.param_groups))
+        self.run = RunLog(setup["out"], state.step)
 
     def step(self, step: int, metrics: Metrics) -> bool:
-        for name, value in metrics.items():
-            self.writer.add_scalar(f"step/{name}", value, step)
+        self.run.step(step, metrics)
         return self.progress.reach(step, f"loss {metrics['loss']:.4f}")
 
     def epoch(self, metrics: Metrics, examples: Sequence[Example]) -> None:
-        epoch = int(metrics["epoch"])
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, epoch)
-        for uri, label, pixels_HWC in examples:
-            self.writer.add_image(f"pictures/{uri}", pixels_HWC, epoch, dataformats="HWC")
-            self.writer.add_text(f"pictures/{uri}", label, epoch)
-        self.writer.flush()
-        self.lines = [line for line in self.lines if json.loads(line)["epoch"] < metrics["epoch"]]
-        self.lines.append(json.dumps(metrics, sort_keys=True))
-        storage.write_bytes(storage.join(self.out, "metrics.jsonl"), ("\n".join(self.lines) + "\n").encode())
-        if self.tracked and (said := self.tracked.log(self.history)):
+        self.run.epoch(metrics, examples)
+        if self.tracked and (said := self.tracked.log(self.run.history)):
             self.progress.say(said)
-        if self.upload:
-            for path in (self.local / "tensorboard").iterdir():
-                storage.write_bytes(storage.join(self.out, "tensorboard", path.name), path.read_bytes())

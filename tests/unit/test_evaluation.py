@@ -11,7 +11,16 @@ from torch.nn.functional import normalize
 from sigrl_core import images
 from sigrl_core.batches import Rows
 from sigrl_core.errors import CheckpointError, ShardError
-from sigrl_core.evaluation import Comparison, Evaluation, asked_vocabulary, batches_of, columns, evaluate, validate
+from sigrl_core.evaluation import (
+    Comparison,
+    Evaluation,
+    ValidationQuestion,
+    asked_vocabulary,
+    batches_of,
+    columns,
+    evaluate,
+    validate,
+)
 from sigrl_core.records import ShardFolder
 from sigrl_core.tagger import Tagger
 from sigrl_core.vocabulary import Vocabulary
@@ -202,6 +211,14 @@ def test_nothing_to_measure(tmp_path: Path) -> None:
 def test_validation_while_training(measured: Evaluation, toybox_shards: ShardFolder, tagger: Tagger) -> None:
     seen = toybox_shards.vocabulary.positions("seen")
     asked = tagger.ask(toybox_shards.vocabulary.subset("seen"))
-    found = validate(tagger.recogniser, batches_of(Rows(toybox_shards), 48), asked, seen)
-    assert found == {"validation/map": pytest.approx(row(measured, "sigrl")["seen"]["map"])}
-    assert validate(tagger.recogniser, [], asked, seen) == {}
+    everything = toybox_shards.vocabulary
+    questions = {
+        "map": ValidationQuestion(asked, seen),
+        "gzsl.map": ValidationQuestion(tagger.ask(everything), range(len(everything))),
+    }
+    found = validate(tagger.recogniser, batches_of(Rows(toybox_shards), 48), questions)
+    assert found == {
+        "validation/map": pytest.approx(row(measured, "sigrl")["seen"]["map"]),
+        "validation/gzsl.map": pytest.approx(row(measured, "sigrl")["gzsl"]["map"]),
+    }
+    assert validate(tagger.recogniser, [], questions) == {}

@@ -100,6 +100,27 @@ def test_going_on_where_it_was_saved(toybox_shards: ShardFolder, tmp_path: Path)
     assert without_clock(last) == without_clock(through[1])
 
 
+def test_labels_held_out_are_asked_for_as_unseen_and_those_that_are_unseen_nowhere(toybox_shards: ShardFolder) -> None:
+    seen = toybox_shards.vocabulary.subset("seen").names
+    held_out = seen[::5]
+    experiment = Experiment(CONFIG, toybox_shards.uri, held_out=held_out)
+    trained, unseen, everything = (experiment.questions[name] for name in ("map", "zsl.map", "gzsl.map"))
+    assert [len(question.asked.labels_CD) for question in (trained, unseen, everything)] == [
+        len(seen) - len(held_out),
+        len(held_out),
+        len(seen),
+    ]
+    assert sorted([*trained.positions, *unseen.positions]) == list(everything.positions)
+    assert list(everything.positions) == toybox_shards.vocabulary.positions("seen")
+    assert [toybox_shards.vocabulary.labels[c].name for c in unseen.positions] == held_out
+    assert experiment.task.positions == trained.positions
+    told: list[Metrics] = []
+    experiment.fit(lambda metrics, state: told.append(metrics or {}))
+    assert {"validation/map", "validation/zsl.map", "validation/gzsl.map"} <= told[-1].keys()
+    saved = experiment.state.recogniser.vocabulary
+    assert set(held_out) < set(saved.subset("unseen").names)
+
+
 def test_the_average_of_the_weights_is_what_is_measured_and_published(
     toybox_shards: ShardFolder, tmp_path: Path
 ) -> None:
@@ -111,8 +132,7 @@ def test_the_average_of_the_weights_is_what_is_measured_and_published(
     assert any(not torch.equal(value, live[name]) for name, value in published.state_dict().items())
 
     def measured(recogniser: Recogniser) -> float:
-        batches = experiment.validation.in_order()
-        return validate(recogniser, batches, experiment.task.asked, experiment.seen)["validation/map"]
+        return validate(recogniser, experiment.validation.in_order(), experiment.questions)["validation/map"]
 
     assert measured(published) == told[-1]["validation/map"]
     assert measured(experiment.state.recogniser.eval()) != told[-1]["validation/map"]

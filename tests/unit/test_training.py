@@ -31,12 +31,12 @@ from sigrl_core.config import (
 )
 from sigrl_core.demo import toybox
 from sigrl_core.errors import ConfigError, NotFiniteError
-from sigrl_core.evaluation import validate
+from sigrl_core.evaluation import ValidationQuestion, validate
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.recogniser import Recogniser
 from sigrl_core.optim import parameter_groups, set_learning_rate, trained_of, what_trains
 from sigrl_core.records import ShardFolder
-from sigrl_core.training import Metrics, Task, TrainingState, fit, label_subset, tokens_of
+from sigrl_core.training import SELECTION, Metrics, Task, TrainingState, fit, label_subset, tokens_of
 from sigrl_core.training_state import load_training_state, save_training_state
 from tests.conftest import without_clock, write_shards
 
@@ -130,7 +130,9 @@ def train(
         return epoch_batches(rows, order[order < count], batch_size, mine, make, first)
 
     def evaluate(recogniser: Recogniser) -> Metrics:
-        return validate(recogniser, batches(np.arange(count), "none", (0, 0)), asked, seen)
+        questions = {"map": ValidationQuestion(asked, seen)}
+        found = validate(recogniser, batches(np.arange(count), "none", (0, 0)), questions)
+        return {**found, SELECTION: found["validation/map"]}
 
     def shuffled(epoch: int, first: int) -> Iterable[Batch]:
         seed = (config.training.seed, epoch)
