@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -86,7 +87,10 @@ def _read_run(path: str) -> RunConfig:
 def print_configuration(config: Any) -> None:
     """Prints a configuration as `dotted.name = value` lines, names as on the command line, before anything else."""
     for name, value in _flat(dataclasses.asdict(config)):
-        print(f"{name.removeprefix('run.')} = {value}", flush=True)  # train.py's flags of the run go without its name
+        print(f"{_NAMELESS.sub('', name)} = {value}", flush=True)
+
+
+_NAMELESS = re.compile(r"^(run|search|places)\.")  # parts whose flags go without their name
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

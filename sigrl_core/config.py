@@ -293,6 +293,33 @@ class ScaleConfig:
         _require(self.cpus_per_worker > 0, "scale.cpus_per_worker", self.cpus_per_worker, "above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How a search goes on; what it changes is search_space.SearchSpace."""
+
+    trials: int = 24
+    objective: Literal["gzsl.map", "zsl.map", "map"] = "gzsl.map"
+    """Of validation pictures: mAP of all labels, of those held out, or of those trained on."""
+    held_out: float = 0.2
+    """Share of the seen labels that trials take for unseen; labels that are unseen are asked for nowhere."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    """`asha` stops trials early that others are better than (Li et al. 2020, arXiv 1810.05934)."""
+    grace_epochs: int = 1
+    """Epochs that every trial has (asha)."""
+    reduction: int = 3
+    """One in so many goes on past each rung, and rungs lie that much further apart each time (asha)."""
+    warm_start: tuple[str, ...] = ()
+    """Folders of earlier searches, for the sampler to learn from."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.trials >= 1, "trials", self.trials, "1 or more")
+        _require(0 < self.held_out < 1, "held_out", self.held_out, "in (0, 1)")
+        _require(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "1 or more")
+        _require(self.reduction >= 2, "reduction", self.reduction, "2 or more")
+
+
 LabelStates = Literal["full", "positives-only", "single-positive"]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,12 @@ MAX_LETTERS = 60
 
 
 class Line(NamedTuple):
-    """One line; its style is its place among its neighbours."""
+    """One line; its style is its place among its neighbours, unless it is one of many in the background, or points
+    there that belong to no line."""
 
     name: str
     points: list[tuple[float, float]]
+    kind: Literal["", "faint", "dots"] = ""
 
 
 def line_legend(lines: Sequence[Line]) -> str:
@@ -70,14 +72,55 @@ def line_chart(title: str, lines: Sequence[Line], *, x_title: str, y_title: str 
     for i, line in enumerate(lines):
         places = [f"{across(x):.1f} {down(y):.1f}" for x, y in line.points]
         dots = ""
-        if len(places) <= MAX_DOTS and not percent:
+        if (len(places) <= MAX_DOTS and not percent) or line.kind == "dots":
             dots = "".join(f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.6"/>' for x, y in line.points)
-        parts.append(
-            f'<g class="s s{i % STYLES}"><title>{escape(line.name)}</title><path d="M{"L".join(places)}"/>{dots}</g>'
-        )
-    ends = "; ".join(f"{line.name}: from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in lines)
+        style = "faint" if line.kind else f"s s{i % STYLES}"
+        path = "" if line.kind == "dots" else f'<path d="M{"L".join(places)}"/>'
+        parts.append(f'<g class="{style}"><title>{escape(line.name)}</title>{path}{dots}</g>')
+    ends = "; ".join(
+        f"{line.name}: from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in lines if not line.kind
+    )
     told = escape(f"{title}. {ends}.")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
+
+
+class Axis(NamedTuple):
+    """One of parallel coordinates: its name, and what is written at which height, 0 to 1."""
+
+    name: str
+    marks: list[tuple[float, str]]
+
+
+def parallel_coordinates(
+    title: str, axes: Sequence[Axis], rows: Sequence[tuple[str, Sequence[float | None], bool]]
+) -> str:
+    """A line for each row through one axis for each of its values; interrupted where it has none.
+
+    Args:
+        title: what is shown, for those who hear the page.
+        rows: name, height on each axis, 0 to 1, and whether it stands out.
+    """
+    apart, top, bottom = 104, 34, 210
+
+    def down(height: float) -> float:
+        return bottom - height * (bottom - top)
+
+    parts = []
+    for name, heights, stands_out in sorted(rows, key=lambda row: row[2]):
+        points = [(60 + apart * i, down(height)) for i, height in enumerate(heights) if height is not None]
+        where = {60 + apart * i for i, height in enumerate(heights) if height is not None}
+        steps = "".join(f"{'L' if x - apart in where else 'M'}{x} {y:.1f}" for x, y in points)
+        dots = "".join(f'<circle cx="{x}" cy="{y:.1f}" r="2"/>' for x, y in points)
+        style = "s s0" if stands_out else "faint"
+        parts.append(f'<g class="{style}"><title>{escape(name)}</title><path d="{steps}"/>{dots}</g>')
+    for i, axis in enumerate(axes):
+        x = 60 + apart * i
+        parts.append(f'<path class="grid" d="M{x} {top}V{bottom}"/>')
+        parts.append(f'<text x="{x}" y="{14 if i % 2 else 26}" text-anchor="middle">{escape(axis.name)}</text>')
+        parts += [f'<text x="{x + 5}" y="{down(height) + 4:.1f}">{escape(mark)}</text>' for height, mark in axis.marks]
+    width = 120 + apart * (len(axes) - 1)
+    svg = f'<svg viewBox="0 0 {width} 222" style="min-width:{width}px" role="img" aria-label="{escape(title)}">'
+    return scrollable(title, f"{svg}{''.join(parts)}</svg>")
 
 
 def histogram(

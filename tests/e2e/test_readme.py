@@ -19,6 +19,7 @@ BACKBONE = "--backbone.name toybox-vit --backbone.pretrained clip"
 """In the place of the preset's ViT-B/16, whose weights would be downloaded."""
 PICTURES = 480  # a tenth is held out, of which calibration wants ten positives and negatives in each half
 MORE = {"train.py": f"{BACKBONE} --training.max-steps 2 --training.batch-size 8", "cache_features.py": BACKBONE}
+MORE["tune.py"] = f"{MORE['train.py']} --trials 2"
 
 
 def commands() -> list[str]:
@@ -73,5 +74,6 @@ def test_the_commands_for_ones_own_pictures(home: Path, command) -> None:
     assert load_checkpoint(str(runs / "single")).config.loss.kind == "em"
     assert ShardFolder.open(str(runs / "features")).kind == "features"
     assert load_checkpoint(str(runs / "head")).config.backbone.frozen_blocks == 2
+    assert load_checkpoint(str(runs / "best")).config.optim == load_checkpoint(str(runs / "search")).config.optim
     print(f"{len(commands())} commands of the README")
     assert len(commands()) >= 12

@@ -1,0 +1,241 @@
+"""Searches under Ray Tune on a real local Ray: every trial once, the same table whatever is killed."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sigrl_core.config import RunConfig, SearchConfig
+from sigrl_core.config_json import from_json
+from sigrl_core.errors import ConfigError, ShardError
+from sigrl_core.experiment import Experiment
+from sigrl_core.on_ray.tune import Places, search
+from sigrl_core.presets import get_preset
+from sigrl_core.records import ShardFolder
+from sigrl_core.report.search import write_search_page
+from sigrl_core.search import Search, held_out_labels
+from sigrl_core.search_space import Between, GraphSpace, LossSpace, OptimSpace, SearchSpace
+from sigrl_core.tagger import Tagger
+from sigrl_core.training import SELECTION
+from tests.conftest import vocabulary_of, write_shards
+from tests.processes import family, noted, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+PIPELINE = Path(__file__).parents[2] / "pipelines" / "tune.py"
+TRIALS, EPOCHS = 8, 4
+
+
+@pytest.fixture(scope="module")
+def base() -> RunConfig:
+    """The quickstart's run on random weights, a few short epochs."""
+    preset = get_preset("quickstart")
+    return dataclasses.replace(
+        preset,
+        backbone=dataclasses.replace(preset.backbone, pretrained="random"),
+        training=dataclasses.replace(preset.training, epochs=EPOCHS, batch_size=8),
+    )
+
+
+def flags(data: str, out: Path) -> list[str]:
+    """The same as a command."""
+    run = f"--backbone.pretrained random --training.epochs {EPOCHS} --training.batch-size 8"
+    return ["quickstart", *run.split(), *f"--data {data} --out {out} --trials {TRIALS} --concurrency 1".split()]
+
+
+def table(out: Path) -> list[dict]:
+    """Rows of the trials, without what the clock says."""
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def searched(base: RunConfig, data: ShardFolder, out: Path, places: Places | None = None, **options) -> Search:
+    space = options.pop("space", SearchSpace())
+    config = SearchConfig(**({"trials": TRIALS} | options))
+    return search(config, base, space, places or Places(concurrency=1), data.uri, None, str(out), write_search_page)
+
+
+@pytest.fixture(scope="module")
+def one_at_a_time(base: RunConfig, toybox_shards: ShardFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("search") / "search"
+    searched(base, toybox_shards, out)
+    return out
+
+
+def test_a_search_and_what_it_leaves(base: RunConfig, toybox_shards: ShardFolder, one_at_a_time: Path) -> None:
+    rows = table(one_at_a_time)
+    assert [row["trial"] for row in rows] == list(range(TRIALS))
+    assert {row["state"] for row in rows} == {"complete", "stopped"}
+    assert all(row["epochs"] == (EPOCHS if row["state"] == "complete" else row["epochs"]) for row in rows)
+    assert all(row["epochs"] in (1, 3) for row in rows if row["state"] == "stopped")  # the rungs
+    best = max(rows, key=lambda row: row["objective"])
+    config = from_json(RunConfig, (one_at_a_time / "best.json").read_text(), "best.json")
+    assert config.optim.lr == best["optim.lr"]
+    tagger = Tagger.load(str(one_at_a_time))
+    assert tagger.checkpoint.config == config
+    history = tagger.checkpoint.metrics["history"]
+    assert [line[SELECTION] for line in history] == best["by_epoch"]
+    assert tagger.checkpoint.metrics["selected"][SELECTION] == best["objective"]
+    held_out = held_out_labels(toybox_shards.vocabulary, 0.2)
+    assert set(held_out) < set(tagger.vocabulary.subset("unseen").names)
+    folders = sorted(path for path in (one_at_a_time / "trials").iterdir() if path.is_dir())
+    assert [folder.name for folder in folders] == [f"{number:05d}" for number in range(TRIALS)]
+    assert all(list((folder / "tensorboard").iterdir()) for folder in folders)
+    assert [folder.name for folder in folders if (folder / "checkpoint").exists()] == [f"{best['trial']:05d}"]
+    assert "Objective by trial" in (one_at_a_time / "search.html").read_text()
+    assert not (one_at_a_time / "work").exists()
+
+
+def test_nothing_that_has_ended_runs_again(base: RunConfig, toybox_shards: ShardFolder, one_at_a_time: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (one_at_a_time / "trials").rglob("*") if path.is_file()}
+    searched(base, toybox_shards, one_at_a_time)
+    assert {p: p.stat().st_mtime_ns for p in (one_at_a_time / "trials").rglob("*") if p.is_file()} == before
+    with pytest.raises(Exception, match="was started with seed = 0, now seed = 1"):
+        searched(base, toybox_shards, one_at_a_time, seed=1)
+
+
+def test_a_trial_among_others_is_the_configuration_alone(
+    base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path
+) -> None:
+    found = searched(base, toybox_shards, tmp_path / "search", Places(concurrency=2), trials=5, scheduler="none")
+    assert [trial.state for trial in found.ended] == ["complete"] * 5
+    for trial in found.ended[1:4:2]:
+        alone: list[float] = []
+        experiment = Experiment(
+            trial.config,
+            toybox_shards.uri,
+            held_out=held_out_labels(toybox_shards.vocabulary, 0.2),
+            objective="gzsl.map",
+        )
+        experiment.fit(lambda metrics, state, alone=alone: alone.append((metrics or {})[SELECTION]))
+        assert alone == pytest.approx(list(trial.epochs), abs=1e-6)
+
+
+@pytest.mark.soak
+def test_killed_at_any_moment_it_goes_on_to_the_same_table(
+    toybox_shards: ShardFolder, one_at_a_time: Path, tmp_path: Path, soak: bool
+) -> None:
+    out, log, rng = tmp_path / "search", tmp_path / "log", random.Random(0)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, str(PIPELINE), *flags(toybox_shards.uri, out)]
+    kills = 5 if soak else 1
+    with noted() as note:
+        for number in range(kills):
+            with log.open("w") as told:
+                running = note(subprocess.Popen(command, env=environment, stdout=told, stderr=subprocess.STDOUT))
+            wanted = (number + 1) * (TRIALS - 2) // (kills + 1)
+            wait_for(lambda wanted=wanted: len(list(out.glob("parts/*.json"))) > wanted, running, log)
+            time.sleep(2 * rng.random())
+            processes = family(running.pid)
+            running.kill()
+            running.wait()
+            for pid in processes:  # the machine is gone, not only the command
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert table(out) == table(one_at_a_time)
+    print(f"killed {kills} times: {TRIALS} trials, each once, the same table")
+
+
+# ---- trials that fail ----
+
+
+def test_trials_that_fail_are_told_and_the_search_ends_well(
+    base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path
+) -> None:
+    space = SearchSpace(
+        graph=GraphSpace(kind=("complete",), heads=(4, 3)),
+        loss=LossSpace(kind=("ranking", "nonsense")),
+        optim=OptimSpace(lr=Between(low=1e-2, high=1e14, log=True)),
+    )
+    victims: list[int] = []
+
+    def kill_the_first() -> None:
+        deadline = time.monotonic() + 120
+        while not victims and time.monotonic() < deadline:
+            if list((tmp_path / "search").glob("trials/*/metrics.jsonl")):
+                for pid, name in family(os.getpid()).items():
+                    if name.startswith("ray::") and ("_trial" in name or "ImplicitFunc" in name):
+                        victims.append(pid)
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    found = searched(
+        base, toybox_shards, tmp_path / "search", trials=10, sampler="random", scheduler="none", space=space
+    )
+    killer.join()
+    reasons = [trial.reason for trial in found.ended if trial.state == "failed"]
+    for told in (
+        "expected a multiple of graph.heads",
+        "loss.kind is 'nonsense'",
+        "killed, or out of memory",
+        "training: the loss of step",
+    ):
+        assert any(told in reason for reason in reasons), (told, reasons)
+    assert all(reasons)
+    assert found.best is not None
+    page = (tmp_path / "search" / "search.html").read_text()
+    assert "Why trials failed" in page
+
+
+def test_where_no_trial_comes_to_a_result(base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    space = SearchSpace(loss=LossSpace(kind=("nonsense",)))
+    with pytest.raises(ConfigError, match=r"none of 2 trials came to a result: loss\.kind is 'nonsense'"):
+        searched(base, toybox_shards, tmp_path / "search", trials=2, space=space)
+    assert not (tmp_path / "search" / "best.json").exists()
+
+
+def test_more_than_there_is_room_for_is_refused_with_the_arithmetic(
+    base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path
+) -> None:
+    cores = os.cpu_count() or 1
+    for places, told in (
+        (Places(concurrency=4, workers=cores), f"want {4 * cores} CPUs, and there are {cores}"),
+        (Places(cpus_per_worker=cores + 1), f"want {cores + 1} CPUs, and there are {cores}"),
+        (Places(gpus_per_worker=1), "want 1 GPUs, and there are 0"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            searched(base, toybox_shards, tmp_path / "search", places)
+    with pytest.raises(ConfigError, match="0 of 50 seen labels would be held out"):
+        searched(base, toybox_shards, tmp_path / "search", held_out=0.001)
+    states_NC = np.zeros((20, 4), np.int8)
+    states_NC[:, 0] = 1
+    unmeasurable = write_shards(tmp_path / "shards", vocabulary_of(["a", "b", "c", "d"]), states_NC)
+    with pytest.raises(ShardError, match="shows a label that is held out, so the objective cannot be measured"):
+        searched(base, unmeasurable, tmp_path / "search")
+    assert not (tmp_path / "search").exists()
+
+
+def test_trials_of_two_workers(
+    toybox_shards: ShardFolder, one_at_a_time: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside another Ray on the same machine: the tests' own."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = command(PIPELINE, *flags(toybox_shards.uri, tmp_path / "search"), "--workers", "2", "--trials", "3")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-2].startswith("3 trials, ")
+    pairs = list(zip(table(tmp_path / "search"), table(one_at_a_time), strict=False))
+    assert len(pairs) == 3
+    assert pairs[0][0]["by_epoch"] == pytest.approx(pairs[0][1]["by_epoch"], abs=2e-3)  # but for the order of sums
+    assert [row["state"] for row, _ in pairs] == ["complete", "complete", "stopped"]
+    tagger = Tagger.load(str(tmp_path / "search"))
+    best = max(table(tmp_path / "search"), key=lambda row: row["objective"])
+    assert tagger.checkpoint.metrics["selected"][SELECTION] == best["objective"]
+    assert [line[SELECTION] for line in tagger.checkpoint.metrics["history"]] == best["by_epoch"]
+    assert not list((tmp_path / "search" / "trials").glob("*/state"))
