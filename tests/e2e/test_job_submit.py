@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
 
 from sigrl_core.records import ShardFolder
@@ -157,6 +158,23 @@ def test_a_submitted_job_trains_as_the_plain_command(
     for submitted, direct in zip(*curves, strict=True):
         assert without_clock(submitted) == pytest.approx(without_clock(direct), rel=TOLERANCE)
         assert direct["train/loss"] > 0
+
+
+def test_a_submitted_search(cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    run = f"--data {toybox_shards.uri} --out {out} --backbone.pretrained random --training.epochs 2 --trials 3"
+    submit = [str(RAY), "job", "submit", "--working-dir", ".", "--", "python", "pipelines/tune.py", "quickstart"]
+    job = subprocess.run(
+        [*submit, *run.split()], cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=300
+    )
+    assert job.returncode == 0, job
+    assert "Traceback" not in job.stdout + job.stderr
+    assert "3 trials, " in job.stdout
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert [row["trial"] for row in rows] == [0, 1, 2]
+    assert all(row["state"] in ("complete", "stopped") and row["objective"] > 0 for row in rows), rows
+    manifest = json.loads((out / "checkpoint" / "manifest.json").read_text())
+    assert manifest["code_version"].endswith("+uploaded")  # trials, too, ran the code that travelled
 
 
 def test_without_the_token_nothing_is_taken(cluster: Cluster, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The page of a search in a real Chromium: nothing fetched, nothing run, light and dark, wide and narrow."""
+
+import pytest
+from playwright.sync_api import Browser
+
+from sigrl_core.report.search import write_search_page
+from tests.browser.conftest import LEAST_CONTRAST, Visit
+from tests.searches import go_on, opened
+
+pytestmark = pytest.mark.browser
+
+TRIALS = 24
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("search")
+    search = opened(root, trials=TRIALS)
+    go_on(search, TRIALS)
+    write_search_page(search)
+    return (root / "search.html").as_uri()
+
+
+def test_it_is_one_file_that_runs_nothing(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address)
+    assert [url for url in visit.requests if not url.startswith("data:")] == [address]
+    assert visit.complaints == []
+    assert visit.page.title() == "SigRL search"
+    assert visit.page.evaluate("document.scripts.length") == 0
+
+
+def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> None:
+    page = Visit(browser, address).page
+    charts = page.locator("svg[role=img]")
+    assert charts.count() == 3
+    by_trial, by_epoch, values = (charts.nth(number) for number in range(3))
+    scored = TRIALS * 3 // 4  # but for those that failed
+    assert by_trial.locator("circle").count() == scored
+    assert by_epoch.locator("polyline, path.line").count() >= TRIALS // 2  # those of more than one epoch
+    assert "optim.lr" in values.inner_text()
+    shares = [float(text.rstrip(" %")) for text in page.locator("#importance .value").all_inner_texts()]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=len(shares))
+    page.locator("summary").click()
+    assert page.locator("#trials tbody tr").count() == TRIALS
+    objectives = [float(text) for text in page.locator("#trials tbody td:nth-child(2)").all_inner_texts() if text]
+    assert objectives == sorted(objectives, reverse=True)
+    assert len(objectives) == scored
+    links = page.evaluate("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
+    assert links == [True] * 6
+
+
+def test_light_and_dark_differ_and_both_can_be_read(browser: Browser, address: str) -> None:
+    pages = {scheme: Visit(browser, address, scheme=scheme).page for scheme in ("light", "dark")}
+    shots = {scheme: page.screenshot() for scheme, page in pages.items()}
+    assert shots["light"] != shots["dark"]
+    for scheme, page in pages.items():
+        assert page.evaluate(LEAST_CONTRAST) >= 4.5, scheme
+
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_the_page_never_scrolls_sideways(browser: Browser, address: str, width: int) -> None:
+    page = Visit(browser, address, width=width).page
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
