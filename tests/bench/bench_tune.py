@@ -37,13 +37,18 @@ from sigrl_core.on_ray.quickstart import make_data, preprocess_config, run_confi
 from sigrl_core.on_ray.tune import Places, search
 from sigrl_core.records import ShardFolder
 from sigrl_core.report.search import write_search_page
-from sigrl_core.search import Search, held_out_labels
+from sigrl_core.search import Search, Trial, held_out_labels
 from sigrl_core.search_space import SearchSpace
 from sigrl_core.tagger import Tagger
 from sigrl_core.training import SELECTION, Metrics, TrainingState
 
 TRIALS, EPOCHS, RETRAINED = 24, 9, 3
 HOW: dict[str, dict[str, Any]] = {"random": {"sampler": "random", "scheduler": "none"}, "asha_tpe": {}}
+
+
+def best_of(search: Search) -> Trial:
+    assert search.best is not None
+    return search.best
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
@@ -97,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     small: dict[str, Any] = {"captioned": 2000, "labelled": 160, "test": 200, "clip_epochs": 1}
-    sizes = small if arguments.quick else {"labelled": 400}
+    sizes: dict[str, Any] = small if arguments.quick else {"labelled": 400}
     corpus = QuickstartConfig(out=str(out / "corpus"), **sizes)
     made = make_data(corpus)
     base = run_config("quickstart", corpus)
@@ -132,8 +137,8 @@ def main() -> None:
             )
             row[f"{name}_s"] = round(time.monotonic() - started)
             row[f"{name}_epochs"] = sum(len(trial.epochs) for trial in found[name].ended)
-            row[f"{name}_best"] = found[name].best.objective
-        row["spread"] = spread(found["random"].best.config, features["searched"])
+            row[f"{name}_best"] = best_of(found[name]).objective
+        row["spread"] = spread(best_of(found["random"]).config, features["searched"])
         needed = epochs_until(found["asha_tpe"], row["random_best"] - row["spread"])
         row["epochs_needed"] = needed
         row["epochs_saved"] = row["random_epochs"] / needed if needed else 0.0
@@ -141,7 +146,7 @@ def main() -> None:
             ", ".join(f"{name} {value:.4g}" if value is not None else name for name, value in row.items()), flush=True
         )
         rows.append((row, found["asha_tpe"]))
-    best = max((each for _, each in rows), key=lambda each: each.best.objective).best
+    best = max((best_of(each) for _, each in rows), key=lambda trial: trial.objective or 0.0)
     measured = {
         "best": on_test(best.config, features["searched"], features["test"], out / "retrained" / "best"),
         "preset": on_test(base, features["searched"], features["test"], out / "retrained" / "preset"),
