@@ -44,6 +44,7 @@ from sigrl_core.training import SELECTION, Metrics, TrainingState
 
 TRIALS, EPOCHS, RETRAINED = 24, 9, 3
 HOW: dict[str, dict[str, Any]] = {"random": {"sampler": "random", "scheduler": "none"}, "asha_tpe": {}}
+APART = 100  # between the seeds of the two: TPE's first trials are random ones, and shall not be the other's
 
 
 def best_of(search: Search) -> Trial:
@@ -122,8 +123,8 @@ def main() -> None:
     for seed in range(1 if arguments.quick else 3):
         row: dict[str, Any] = {"seed": seed}
         found: dict[str, Search] = {}
-        for name, how in HOW.items():
-            config = SearchConfig(trials=TRIALS, seed=seed, **how)
+        for number, (name, how) in enumerate(HOW.items()):
+            config = SearchConfig(trials=TRIALS, seed=seed + APART * number, **how)
             started = time.monotonic()
             found[name] = search(
                 config,
