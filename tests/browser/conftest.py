@@ -58,3 +58,25 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
         self.page.goto(address)
+
+
+def assert_one_file_that_runs_nothing(visit: Visit, address: str, title: str) -> None:
+    assert [url for url in visit.requests if not url.startswith("data:")] == [address]
+    assert visit.complaints == []
+    assert visit.page.title() == title
+    assert visit.page.evaluate("document.scripts.length") == 0
+
+
+def assert_light_and_dark_can_be_read(browser: Browser, address: str) -> None:
+    pages = {scheme: Visit(browser, address, scheme=scheme).page for scheme in ("light", "dark")}
+    shots = {scheme: page.screenshot() for scheme, page in pages.items()}
+    assert shots["light"] != shots["dark"]
+    for scheme, page in pages.items():
+        assert page.evaluate(LEAST_CONTRAST) >= 4.5, scheme
+
+
+def assert_no_sideways_scrolling(browser: Browser, address: str, width: int) -> None:
+    """With its table unfolded."""
+    page = Visit(browser, address, width=width).page
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -10,7 +10,13 @@ from playwright.sync_api import Browser
 
 from sigrl_core.records import ShardFolder
 from sigrl_core.report.dataset import write_dataset_page
-from tests.browser.conftest import LEAST_CONTRAST, PICTURES, Visit
+from tests.browser.conftest import (
+    PICTURES,
+    Visit,
+    assert_light_and_dark_can_be_read,
+    assert_no_sideways_scrolling,
+    assert_one_file_that_runs_nothing,
+)
 from tests.conftest import vocabulary_of, write_shards
 
 pytestmark = pytest.mark.browser
@@ -49,10 +55,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_is_one_file_that_runs_nothing(browser: Browser, address: str) -> None:
     visit = Visit(browser, address)
-    assert [url for url in visit.requests if not url.startswith("data:")] == [address]
-    assert visit.complaints == []
-    assert visit.page.title() == "SigRL dataset"
-    assert visit.page.evaluate("document.scripts.length") == 0
+    assert_one_file_that_runs_nothing(visit, address, "SigRL dataset")
     shown = visit.page.locator(".bars .name").all_text_contents()
     assert set(STRANGE) <= set(shown)
 
@@ -77,15 +80,9 @@ def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> Non
 
 
 def test_light_and_dark_differ_and_both_can_be_read(browser: Browser, address: str) -> None:
-    pages = {scheme: Visit(browser, address, scheme=scheme).page for scheme in ("light", "dark")}
-    shots = {scheme: page.screenshot() for scheme, page in pages.items()}
-    assert shots["light"] != shots["dark"]
-    for scheme, page in pages.items():
-        assert page.evaluate(LEAST_CONTRAST) >= 4.5, scheme
+    assert_light_and_dark_can_be_read(browser, address)
 
 
 @pytest.mark.parametrize("width", [1280, 768, 400, 320])
 def test_the_page_never_scrolls_sideways(browser: Browser, address: str, width: int) -> None:
-    page = Visit(browser, address, width=width).page
-    page.locator("summary").click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert_no_sideways_scrolling(browser, address, width)

@@ -7,7 +7,13 @@ import pytest
 from playwright.sync_api import Browser
 
 from sigrl_core.report.evaluation import write_report
-from tests.browser.conftest import LEAST_CONTRAST, PICTURES, Visit
+from tests.browser.conftest import (
+    PICTURES,
+    Visit,
+    assert_light_and_dark_can_be_read,
+    assert_no_sideways_scrolling,
+    assert_one_file_that_runs_nothing,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -31,10 +37,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_is_one_file_that_runs_nothing(browser: Browser, address: str) -> None:
     visit = Visit(browser, address)
-    assert [url for url in visit.requests if not url.startswith("data:")] == [address]
-    assert visit.complaints == []
-    assert visit.page.title() == "SigRL evaluation"
-    assert visit.page.evaluate("document.scripts.length") == 0
+    assert_one_file_that_runs_nothing(visit, address, "SigRL evaluation")
     assert made_up.ATTACK in visit.page.locator(".bars").inner_text()
 
 
@@ -68,15 +71,9 @@ def test_texts_fit_into_the_boxes_of_the_graph(browser: Browser, address: str) -
 
 
 def test_light_and_dark_differ_and_both_can_be_read(browser: Browser, address: str) -> None:
-    pages = {scheme: Visit(browser, address, scheme=scheme).page for scheme in ("light", "dark")}
-    shots = {scheme: page.screenshot() for scheme, page in pages.items()}
-    assert shots["light"] != shots["dark"]
-    for scheme, page in pages.items():
-        assert page.evaluate(LEAST_CONTRAST) >= 4.5, scheme
+    assert_light_and_dark_can_be_read(browser, address)
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390, 320])
 def test_the_page_never_scrolls_sideways(browser: Browser, address: str, width: int) -> None:
-    page = Visit(browser, address, width=width).page
-    page.locator("summary").click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert_no_sideways_scrolling(browser, address, width)
