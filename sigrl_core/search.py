@@ -83,6 +83,11 @@ class Trial:
         return cls(**{**known, "config": config, "epochs": tuple(record.get("epochs", ()))})
 
 
+def trial_path(out: str, number: int, *names: str) -> str:
+    """In the folder of a trial of a search."""
+    return storage.join(out, "trials", f"{number:05d}", *names)
+
+
 def held_out_labels(vocabulary: Vocabulary, share: float) -> list[str]:
     """Seen labels, evenly spread, that trials take for unseen, so that nothing is chosen by those that really are.
 
@@ -129,7 +134,7 @@ class Search:
 
     def path(self, number: int, *names: str) -> str:
         """In a trial's folder."""
-        return self.job.path("trials", f"{number:05d}", *names)
+        return trial_path(self.job.out, number, *names)
 
     @property
     def ended(self) -> list[Trial]:

@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from sigrl_core.parts import Job
 from sigrl_core.progress import Advance, progress_line
 from sigrl_core.records import PRESENT, ShardFolder
 from sigrl_core.run_log import RunLog, read_metrics
-from sigrl_core.search import BEST, Search, Trial, earlier_trials, held_out_labels
+from sigrl_core.search import BEST, Search, Trial, earlier_trials, held_out_labels, trial_path
 from sigrl_core.search_space import SearchSpace
 from sigrl_core.training import SELECTION, Metrics, TrainingState
 
@@ -161,9 +161,8 @@ def search(
         if (best := found.best) is None:
             reasons = "; ".join(sorted({trial.reason for trial in found.ended}))[:300]
             raise ConfigError(f"{out}: none of {len(found.ended)} trials came to a result: {reasons}")
-        publish_checkpoint(
-            found.path(best.number, "checkpoint"), job.path("checkpoint"), read_metrics(found.path(best.number))
-        )
+        history = _history(found, best.number, best.epochs)
+        publish_checkpoint(found.path(best.number, "checkpoint"), job.path("checkpoint"), history)
         finish(found)
         found.write_results()
     return found
@@ -287,17 +286,17 @@ class _Proposals(Searcher):
         reason = _why_it_failed(self.search.path(number)) if error else ""
         stopped = isinstance(self.scheduler, _Scheduler) and trial_id in self.scheduler.stopped
         state = "failed" if error else "stopped" if stopped else "complete"
+        checkpoint, by_workers = self.search.path(number, "checkpoint"), self.search.path(number, "state")
+        best = max(results, key=lambda result: result[SELECTION], default={})
+        if not error and CHECKPOINT_PATH_KEY in best:  # before the trial has ended: then, it is not run again
+            saved = storage.join(by_workers, best[CHECKPOINT_PATH_KEY].rpartition("/")[2], "checkpoint")
+            publish_checkpoint(saved, checkpoint, _history(self.search, number, epochs))
         before = self.search.best
         trial = self.search.end(number, state, reason, epochs, time.monotonic() - started)
-        checkpoint, by_workers = self.search.path(number, "checkpoint"), self.search.path(number, "state")
-        if self.search.best is trial:
-            if CHECKPOINT_PATH_KEY in (best := results[(trial.best_epoch or 0) - 1]):
-                saved = storage.join(by_workers, best[CHECKPOINT_PATH_KEY].rpartition("/")[2], "checkpoint")
-                publish_checkpoint(saved, checkpoint, read_metrics(self.search.path(number))[: len(epochs)])
-            if before is not None:
-                storage.remove(self.search.path(before.number, "checkpoint"))
-        else:
+        if self.search.best is not trial:
             storage.remove(checkpoint)
+        elif before is not None:
+            storage.remove(self.search.path(before.number, "checkpoint"))
         with contextlib.suppress(StorageError):  # its workers may still be writing
             storage.remove(by_workers)
         self._show(trial)
@@ -313,6 +312,11 @@ class _Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Never asked for."""
+
+
+def _history(search: Search, number: int, epochs: Sequence[float]) -> list[Metrics]:
+    """Metrics of the epochs that the search has heard of; workers may have gone on when they were stopped."""
+    return read_metrics(search.path(number))[: len(epochs)]
 
 
 _FAILED = ".failed.json"
@@ -332,7 +336,7 @@ def _why_it_failed(where: str) -> str:
 def _trial(setup: _Setup, proposed: dict[str, Any]) -> None:
     """Trains one configuration and says after each epoch how good it is."""
     trial = Trial.from_record(proposed["trial"], "tune")
-    out = storage.join(setup.out, "trials", f"{trial.number:05d}")
+    out = trial_path(setup.out, trial.number)
     storage.remove(out + _FAILED)
     storage.remove(out)  # of a process that was killed: it starts again
     try:
@@ -366,7 +370,7 @@ def _train_here(setup: _Setup, trial: Trial, out: str) -> None:
         log.epoch(metrics)
         if state.best[1] == state.epoch:
             with tempfile.TemporaryDirectory() as local:
-                experiment.save_checkpoint(Path(local), {"selected": metrics, "history": log.history})
+                experiment.save_checkpoint(Path(local), {"selected": metrics})
                 publish_checkpoint(f"{local}/checkpoint", storage.join(out, "checkpoint"), log.history)
         tune.report({SELECTION: metrics[SELECTION]})
 
