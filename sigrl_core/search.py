@@ -146,6 +146,11 @@ class Search:
         scored = [trial for trial in self.ended if trial.objective is not None]
         return max(scored, key=lambda trial: trial.objective or 0.0, default=None)
 
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether the first trial is `base` itself, run to its end: what others are compared with."""
+        return self.config.sampler == "tpe" and not self.earlier
+
     def undone(self) -> list[int]:
         """Numbers of the trials still to be run."""
         return [n for n in range(self.config.trials) if n not in self.trials or self.trials[n].state is None]
@@ -155,7 +160,10 @@ class Search:
         has failed."""
         if number in self.trials:
             return self.trials[number]
-        asked = self.study(number).ask()
+        study = self.study(number)
+        if number == 0 and self.starts_from_base:
+            study.enqueue_trial(self.space.of(self.base))
+        asked = study.ask()
 
         def draw(name: str, where: Where) -> Any:
             if isinstance(where, Between):

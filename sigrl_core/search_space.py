@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from sigrl_core.config import RunConfig
@@ -129,6 +130,11 @@ class SearchSpace:
         """Fields that have several values, by dotted name, used or not."""
         named = ((f"{part}.{name}", where) for part, name, where in self._fields(base))
         return {name: where for name, where in named if where != () and not _is_fixed(where)}
+
+    def of(self, run: RunConfig) -> dict[str, Any]:
+        """What a run has where others would be drawn, as far as it lies inside."""
+        found = {name: attrgetter(name)(run) for name in self.searched(run)}
+        return {name: found[name] for name, where in self.searched(run).items() if holds(where, found[name])}
 
     def _fields(self, base: RunConfig) -> Iterator[tuple[str, str, Where]]:
         for part in dataclasses.fields(self):

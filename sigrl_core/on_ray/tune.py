@@ -224,15 +224,22 @@ def _run(search: Search, setup: _Setup, room: int) -> None:
 
 
 class _Scheduler(ASHAScheduler):
-    """Ray Tune's, which remembers what it stopped for the sake of others."""
+    """Ray Tune's, which remembers what it stopped for others, and does not stop what the search starts from.
 
-    def __init__(self, epochs: int, **options: Any) -> None:
+    Args:
+        epochs: of a whole trial.
+        kept: number of the trial that runs to its end.
+    """
+
+    def __init__(self, epochs: int, kept: int | None, **options: Any) -> None:
         super().__init__(metric=SELECTION, mode="max", max_t=epochs, **options)
-        self.epochs, self.stopped = epochs, set[str]()
+        self.epochs, self.kept, self.stopped = epochs, kept, set[str]()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP and result["training_iteration"] < self.epochs:
+            if trial.config["trial"]["number"] == self.kept:
+                return TrialScheduler.CONTINUE
             self.stopped.add(trial.trial_id)
         return decision
 
@@ -242,9 +249,10 @@ def _scheduler(search: Search) -> TrialScheduler:
     config, epochs = search.config, search.base.training.epochs
     if config.scheduler == "none":
         return FIFOScheduler()
-    scheduler = _Scheduler(epochs, grace_period=config.grace_epochs, reduction_factor=config.reduction)
+    kept = 0 if search.starts_from_base else None
+    scheduler = _Scheduler(epochs, kept, grace_period=config.grace_epochs, reduction_factor=config.reduction)
     for trial in search.ended:
-        told: Any = SimpleNamespace(trial_id=f"trial {trial.number}")
+        told: Any = SimpleNamespace(trial_id=f"trial {trial.number}", config={"trial": {"number": trial.number}})
         scheduler.on_trial_add(None, told)  # type: ignore[arg-type]
         for epoch, objective in enumerate(trial.epochs, 1):
             scheduler.on_trial_result(None, told, {"training_iteration": epoch, SELECTION: objective})

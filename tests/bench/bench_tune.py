@@ -3,10 +3,10 @@
     python tests/bench/bench_tune.py [--out runs/bench_tune] [--quick]
 
 Both search quickstart's head on features of the small CLIP, trained on 200 pictures and measured on 200 others: 24
-trials of 9 epochs, on as many processes as there are cores, once for each of three seeds. Random search runs every
-trial to its end. `epochs_saved` is how many times fewer epochs ASHA with TPE had run when it had an objective as good
-as the best of random search, less the spread of that configuration over training seeds; 0 where it never had. Its
-median over the seeds is the figure.
+trials of 9 epochs, on as many processes as there are cores, once for each of three seeds. ASHA with TPE starts from the
+preset, as searches do. Random search starts from nothing and runs every trial to its end. `epochs_saved` is how many
+times fewer epochs ASHA with TPE had run when it had an objective as good as the best of random search, less the spread
+of that configuration over training seeds; 0 where it never had. Its median over the seeds is the figure.
 
 The best configuration of ASHA with TPE is then trained on all seen labels with three seeds, as is the preset at the
 same length, and both are measured on the test pictures and the unseen labels, which no search has seen.

@@ -76,7 +76,8 @@ def test_a_search_and_what_it_leaves(base: RunConfig, toybox_shards: ShardFolder
     assert [row["trial"] for row in rows] == list(range(TRIALS))
     assert {row["state"] for row in rows} == {"complete", "stopped"}
     assert all(row["epochs"] == (EPOCHS if row["state"] == "complete" else row["epochs"]) for row in rows)
-    assert all(row["epochs"] in (1, 3) for row in rows if row["state"] == "stopped")  # the rungs
+    assert all(row["epochs"] == 2 for row in rows if row["state"] == "stopped")  # the rung
+    assert (rows[0]["state"], rows[0]["optim.lr"]) == ("complete", base.optim.lr)  # what it starts from
     best = max(rows, key=lambda row: row["objective"])
     config = from_json(RunConfig, (one_at_a_time / "best.json").read_text(), "best.json")
     assert config.optim.lr == best["optim.lr"]

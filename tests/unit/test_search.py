@@ -44,6 +44,13 @@ def test_tpe_learns_from_trials_and_random_does_not(tmp_path: Path) -> None:
     assert tpe < 0.75 * distance(opened(tmp_path / "random", trials=60, sampler="random"))
 
 
+def test_the_first_trial_is_what_the_search_starts_from(tmp_path: Path) -> None:
+    first = opened(tmp_path / "tpe").proposed(0)
+    assert first.config == BASE
+    assert first.parameters["optim.lr"] == BASE.optim.lr
+    assert opened(tmp_path / "random", sampler="random").proposed(0).config != BASE
+
+
 def test_results(tmp_path: Path) -> None:
     search = opened(tmp_path / "search", trials=8)
     go_on(search, 8)
