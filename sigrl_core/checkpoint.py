@@ -212,6 +212,15 @@ def load_clip(folder: str | Path) -> Backbone:
     return load_backbone_folder(Path(folder), BackboneConfig(frozen_blocks=10**6))
 
 
+def checkpoint_version(uri: str) -> str:
+    """Hash of the manifest of a checkpoint, and so of all its files.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    return sha256_of(storage.read_bytes(storage.join(_find(uri), MANIFEST_FILE)))
+
+
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether a finished checkpoint of ours lies in this local folder."""
     return (Path(folder) / MANIFEST_FILE).is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
@@ -20,6 +22,13 @@ def heat_map(fit_P: Float[NDArray, " P"], grid: tuple[int, int]) -> Float[NDArra
     """
     low, high = float(fit_P.min()), float(fit_P.max())
     return ((fit_P - low) / max(high - low, 1e-12)).reshape(grid)
+
+
+def to_png(map_HW: Float[NDArray, "h w"]) -> bytes:
+    """The map as a small grey picture, white where the label fits best."""
+    file = io.BytesIO()
+    Image.fromarray((map_HW * 255).round().astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def draw(map_HW: Float[NDArray, "h w"], picture_HWC: UInt8[NDArray, "H W 3"]) -> Image.Image:

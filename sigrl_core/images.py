@@ -126,12 +126,12 @@ def to_jpeg(
     return Jpeg(encoded, *picture.size, int(str(imagehash.phash(picture)), 16) if perceptual_hash else None)
 
 
-def centre_crop_array(image: Image.Image | bytes, size: int) -> np.ndarray:
+def centre_crop_array(image: Image.Image | bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """CLIP's preprocessing: short side to `size` (bicubic), centre square, as uint8 [size, size, 3].
 
     Resizing, then cropping, up to rounding; only the square is computed, so a 1 x 60,000 picture costs no more.
     """
-    image = _load(image, 0) if isinstance(image, Image.Image) else decode(image)
+    image = _load(image, 0) if isinstance(image, Image.Image) else decode(image, max_pixels)
     short = min(image.size)
     scaled = [int(size * side / short) for side in image.size]
     box = []

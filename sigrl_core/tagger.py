@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -23,6 +24,8 @@ from sigrl_core.model.sigrl import Scores
 from sigrl_core.vocabulary import Vocabulary
 
 DEFAULT_TOP_K = 5
+MAX_ASKED = 256
+"""Vocabularies whose embeddings are held."""
 
 Precision = Literal["fp32", "bf16"]
 
@@ -64,7 +67,7 @@ class Tagger:
         self.checkpoint = checkpoint
         self.recogniser = checkpoint.recogniser.to(device).eval()
         self.device, self.precision = torch.device(device), precision
-        self._asked: dict[str, Asked] = {}
+        self._asked = OrderedDict[str, Asked]()
 
     @classmethod
     def load(
@@ -84,12 +87,23 @@ class Tagger:
         """The labels of the checkpoint, seen and unseen."""
         return self.checkpoint.vocabulary
 
-    def ask(self, vocabulary: Vocabulary, embeddings_CE: np.ndarray | None = None) -> Asked:
-        """A vocabulary as the model sees it, embedded once; see `Recogniser.ask`."""
-        if vocabulary.hash not in self._asked or embeddings_CE is not None:
+    def ask(
+        self, vocabulary: Vocabulary, embeddings_CE: np.ndarray | None = None, texts_CD: Tensor | None = None
+    ) -> Asked:
+        """A vocabulary as the model sees it, embedded once for the last `MAX_ASKED`; see `Recogniser.ask`."""
+        asked = self._asked.get(vocabulary.hash)
+        if asked is None or embeddings_CE is not None:
             own_CE = None if embeddings_CE is None else torch.from_numpy(embeddings_CE)
-            self._asked[vocabulary.hash] = self.recogniser.ask(vocabulary, own_CE)
-        return self._asked[vocabulary.hash]
+            asked = self.recogniser.ask(vocabulary, own_CE, texts_CD)
+        self._asked[vocabulary.hash] = asked
+        self._asked.move_to_end(vocabulary.hash)
+        if len(self._asked) > MAX_ASKED:
+            self._asked.popitem(last=False)
+        return asked
+
+    def knows(self, vocabulary: Vocabulary) -> bool:
+        """Whether `ask` would have it at once."""
+        return vocabulary.hash in self._asked
 
     @torch.no_grad()
     def encode(self, pixels_BHWC: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ elsewhere, so that a folder that has grown costs what came.
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import json
 import time
@@ -32,6 +31,7 @@ from sigrl_core.corpora.listing_file import read_part
 from sigrl_core.corpora.pictures import fetch, position
 from sigrl_core.decoding import centre_crop
 from sigrl_core.errors import ImageError, StorageError
+from sigrl_core.heat_map import to_png
 from sigrl_core.key_ranges import cut, name_of
 from sigrl_core.parts import Part
 from sigrl_core.records import from_parquet, sha256_of, to_parquet
@@ -265,7 +265,7 @@ class PartTagger:
             "vocabulary": [self.question.vocabulary.hash] * len(rows),
         }
         if self.config.heat_maps:
-            columns["heat_maps"] = [[_png(heat) for heat in tags.heat_maps] for tags in tagged]
+            columns["heat_maps"] = [[to_png(heat) for heat in tags.heat_maps] for tags in tagged]
         if self.config.embeddings:
             columns["embedding"] = [tags.embedding_D for tags in tagged]
         return pa.table(columns, schema=tags_schema(self.config, self.question.width))
@@ -347,12 +347,6 @@ def _line(row: dict[str, Any]) -> str:
 def tags_of(labels: Sequence[str], scores: Sequence[float]) -> list[dict[str, Any]]:
     """As lines hold them."""
     return [{"label": label, "score": round(score, 6)} for label, score in zip(labels, scores, strict=True)]
-
-
-def _png(map_HW: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray((map_HW * 255).round().astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
 
 
 def _thumbnail(pixels_HWC: np.ndarray) -> str:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -59,11 +60,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         return [label.name for label in self.labels]
 
-    @property
+    @cached_property
     def index(self) -> dict[str, int]:
         """Position of each label name on the C axis."""
         return {name: position for position, name in enumerate(self.names)}
@@ -79,7 +80,7 @@ class Vocabulary:
         """The same labels in the same order, those of these names unseen."""
         return Vocabulary(tuple(replace(each, split="unseen") if each.name in names else each for each in self.labels))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """sha256 of names, splits, prompts and synonyms in order; shards and checkpoints of one run carry the same."""
         return hashlib.sha256(json.dumps(self.to_rows(), ensure_ascii=False).encode()).hexdigest()

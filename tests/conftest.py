@@ -227,6 +227,21 @@ def untrained_checkpoint(folder: Path, seed: int = 0, backbone: str = "toybox-vi
     return folder
 
 
+def calibrated_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """An untrained one whose probabilities are made up."""
+    from sigrl_core.calibration import fit_calibration, sigmoid
+    from sigrl_core.checkpoint import add_calibration
+    from sigrl_core.config import CalibrateConfig
+
+    untrained_checkpoint(folder, seed)
+    rng, vocabulary = np.random.default_rng(0), toybox.vocabulary()
+    logits_NC = rng.normal(0, 1, (400, len(vocabulary)))
+    states_NC = np.where(rng.random(logits_NC.shape) < sigmoid(logits_NC), 1, -1).astype(np.int8)
+    config = CalibrateConfig(checkpoint=str(folder), data="made up")
+    add_calibration(str(folder), fit_calibration(logits_NC, states_NC, vocabulary, config))
+    return folder
+
+
 def tagger_of(
     vocabulary: Vocabulary, reconstructs: bool = True, seed: int = 0, known: LabelEdges | None = None, **graph: Any
 ) -> Tagger:

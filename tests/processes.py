@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,23 @@ def family(pid: int) -> dict[int, str]:
     while more := {child for child, (parent, _) in parents.items() if parent in found} - found:
         found |= more
     return {member: parents[member][1] for member in found if member in parents}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, outside 10002 to 19999, which Ray gives to its workers."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for number, one in enumerate(sockets):
+            for port in range(20_000 + 1000 * number + os.getpid() % 500, 65_000):
+                try:
+                    one.bind(("127.0.0.1", port))
+                    break
+                except OSError:
+                    continue
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 300) -> None:

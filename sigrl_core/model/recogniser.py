@@ -87,17 +87,20 @@ class Recogniser(nn.Module):
             recogniser.project.weight.data = weight_ED.t().to(recogniser.project.weight.dtype).contiguous()
         return recogniser
 
-    def ask(self, vocabulary: Vocabulary, embeddings_CE: Tensor | None = None) -> Asked:
+    def ask(self, vocabulary: Vocabulary, embeddings_CE: Tensor | None = None, texts_CD: Tensor | None = None) -> Asked:
         """Any labels, as `forward` takes them; each label is embedded as the mean of its texts, see `Label.texts`.
 
         Args:
             embeddings_CE: of these labels, where the model was trained with a user's own; it knows those of its own
                 labels.
+            texts_CD: what the text tower says of these labels, where that is known.
 
         Raises:
             VocabularyError: a label whose embedding is not known, or embeddings of another width.
         """
-        labels_CD = self.backbone.encode_text([label.texts(self.prompt_templates) for label in vocabulary.labels])
+        labels_CD = texts_CD
+        if labels_CD is None:
+            labels_CD = self.backbone.encode_text([label.texts(self.prompt_templates) for label in vocabulary.labels])
         trained = self.vocabulary.subset("seen").index
         trained_C = torch.tensor([trained.get(name, -1) for name in vocabulary.names], dtype=torch.long)
         edges_CC = None if self.edges is None else torch.from_numpy(self.edges.matrix(vocabulary))

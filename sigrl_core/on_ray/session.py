@@ -18,7 +18,12 @@ _CHECKOUT = Path(__file__).resolve().parents[2]  # or the folder of installed pa
 
 
 def connect(
-    *, dashboard: bool = False, log_to_driver: bool = False, object_store_bytes: int = 500_000_000, num_cpus: int = 0
+    *,
+    dashboard: bool = False,
+    log_to_driver: bool = False,
+    object_store_bytes: int = 500_000_000,
+    num_cpus: int = 0,
+    metrics_port: int | None = None,
 ) -> None:
     """Connects this process to Ray; does nothing when it already is. Needs no network.
 
@@ -30,6 +35,7 @@ def connect(
         log_to_driver: shows what workers print.
         object_store_bytes: size of the private cluster's shared memory.
         num_cpus: that the private cluster counts at least, if more than it would by itself.
+        metrics_port: where the private cluster tells Prometheus what it counts; None does not count.
     """
     if ray.is_initialized():
         return
@@ -40,7 +46,7 @@ def connect(
     # Workers import this very code, whatever folder the command was called from and whether it is installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_enable_metrics_collection", "0")  # nobody scrapes what ends with this process
+    os.environ.setdefault("RAY_enable_metrics_collection", "0" if metrics_port is None else "1")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that are told to leave: there is one
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves beside anything else on the machine
@@ -57,6 +63,7 @@ def connect(
             object_store_memory=object_store_bytes,
             log_to_driver=log_to_driver,
             logging_level=logging.ERROR,
+            _metrics_export_port=metrics_port,
         )
 
 

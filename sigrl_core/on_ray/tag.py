@@ -27,7 +27,7 @@ from ray.exceptions import RayTaskError
 
 import sigrl_core
 from sigrl_core import storage
-from sigrl_core.checkpoint import Checkpoint, load_checkpoint
+from sigrl_core.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
 from sigrl_core.config import TagConfig
 from sigrl_core.corpora.listing import Listing, Row
 from sigrl_core.corpora.listing_file import write_listing
@@ -202,7 +202,7 @@ def _question(config: TagConfig, checkpoint: Checkpoint) -> Question:
         _ = tagger.calibration
     if embeddings_CE is not None or checkpoint.recogniser.embeddings_VE is not None:
         tagger.ask(vocabulary, embeddings_CE)
-    model = sha256_of(storage.read_bytes(storage.join(checkpoint.uri, "manifest.json")))
+    model = checkpoint_version(checkpoint.uri)
     return Question(vocabulary, embeddings_CE, model, checkpoint.recogniser.backbone.dim)
 
 

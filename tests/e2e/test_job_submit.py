@@ -21,29 +21,13 @@ import pytest
 
 from sigrl_core.records import ShardFolder
 from tests.conftest import REPOSITORY, without_clock
+from tests.processes import free_ports
 
 pytestmark = pytest.mark.e2e
 
 RAY = Path(sys.executable).with_name("ray")
 TOLERANCE = 1e-6
 """Of losses, relative: two workers each, so even the order of sums is the same."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, outside 10002 to 19999, which Ray gives to its workers."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for number, one in enumerate(sockets):
-            for port in range(20_000 + 1000 * number + os.getpid() % 500, 65_000):
-                try:
-                    one.bind(("127.0.0.1", port))
-                    break
-                except OSError:
-                    continue
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 class Cluster(NamedTuple):

@@ -26,7 +26,7 @@ def commands() -> list[str]:
     """Those of the section on one's own pictures that run here: no cluster, no server."""
     text = (REPOSITORY / "README.md").read_text()
     section = text[text.index("## Your own pictures") : text.index("## What is where")]
-    return re.findall(r"^    (python .*)$", section, re.MULTILINE)
+    return [line for line in re.findall(r"^    (python .*)$", section, re.MULTILINE) if "serve.py" not in line]
 
 
 def small(line: str) -> list[str]:
