@@ -5,8 +5,7 @@ picture is copied between two. While the model is at work the next batch gathers
 alone, at once.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: Serve reads the type of `build`'s argument as it stands.
 import asyncio
 import ipaddress
 import logging

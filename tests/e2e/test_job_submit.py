@@ -18,9 +18,13 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from sigrl_core.checkpoint import checkpoint_version
 from sigrl_core.records import ShardFolder
-from tests.conftest import REPOSITORY, without_clock
+from sigrl_core.serving.client import Client, ServerError
+from sigrl_core.serving.keys import add_key
+from tests.conftest import REPOSITORY, untrained_checkpoint, without_clock
 from tests.processes import free_ports
 
 pytestmark = pytest.mark.e2e
@@ -169,3 +173,39 @@ def test_without_the_token_nothing_is_taken(cluster: Cluster, tmp_path: Path) ->
     assert job.returncode != 0
     assert "403" in job.stdout + job.stderr or "uthenticat" in job.stdout + job.stderr, job
     assert not (tmp_path / "done").exists()
+
+
+def test_serve_deploy_of_the_committed_file(cluster: Cluster, tmp_path: Path) -> None:
+    """With a checkpoint, a port and machines as there are here; deployed again, it serves another checkpoint."""
+    (port,) = free_ports(1)
+    key = add_key(str(tmp_path / "keys.json"), "alice")
+    settings = yaml.safe_load((REPOSITORY / "cluster" / "serve.yaml").read_text())
+    settings["http_options"] = {"host": "127.0.0.1", "port": port}
+    arguments = settings["applications"][0]["args"]
+    arguments["replicas"] |= {"most": 1, "cpus": 1, "gpus": 0}
+    client, versions = Client(f"http://127.0.0.1:{port}", key), list[str]()
+    for seed in range(2):
+        place = untrained_checkpoint(tmp_path / f"checkpoint {seed}", seed)
+        arguments["config"] |= {"checkpoint": str(place), "api_keys": str(tmp_path / "keys.json")}
+        (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
+        serve = [str(RAY.with_name("serve")), "deploy", "--address", cluster.environment["RAY_API_SERVER_ADDRESS"]]
+        done = subprocess.run(
+            [*serve, str(tmp_path / "serve.yaml")], env=cluster.environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        deadline = time.monotonic() + 120
+        while (version := served_version(client)) in (None, *versions):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert version == checkpoint_version(str(place))
+        versions.append(version)
+
+
+def served_version(client: Client) -> str | None:
+    """Of the checkpoint that answers; None where nothing does yet."""
+    try:
+        return client.model().checkpoint
+    except ServerError as error:
+        if error.status not in (0, 404):
+            raise
+        return None

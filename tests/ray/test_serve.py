@@ -21,12 +21,15 @@ import pytest
 import requests
 
 from sigrl_core.demo import toybox
+from sigrl_core.errors import SigrlError
+from sigrl_core.on_ray.serve import Replicas, serve_until_stopped
 from sigrl_core.serving.app import UNREADABLE
 from sigrl_core.serving.client import Client, ServerError
+from sigrl_core.serving.settings import ServeConfig
 from sigrl_core.tagger import Tagger
 from tests.conftest import REPOSITORY, calibrated_checkpoint, tagged_rows, untrained_checkpoint
 from tests.hostile import hostile
-from tests.processes import family, free_ports, noted, wait_for
+from tests.processes import assert_gone, family, free_ports, noted, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -182,7 +185,7 @@ def test_hostile_uploads_are_refused_each_as_it_should_be(
     client: Client, served: Served, encoded, make_picture
 ) -> None:
     """Alone in a request a picture that cannot be read is a client's error; the server stays, and small."""
-    files = list(hostile([encoded(make_picture(seed, 400, 300)) for seed in range(3)], 300, seed=5))
+    files = list(hostile([encoded(make_picture(seed, 400, 300)) for seed in range(3)], 150, seed=5))
     session, sizes, wrong = requests.Session(), [], []
     for _ in range(2):
         for file in files:
@@ -197,7 +200,7 @@ def test_hostile_uploads_are_refused_each_as_it_should_be(
     assert len(served.replicas()) == 2
     assert sizes[1] < 1.1 * sizes[0], sizes  # once warm
     assert client.model().seen_labels
-    print(f"600 hostile uploads: right status each; replicas hold {sizes[0]:.0f} MB, then {sizes[1]:.0f} MB")
+    print(f"300 hostile uploads: right status each; replicas hold {sizes[0]:.0f} MB, then {sizes[1]:.0f} MB")
 
 
 def resident(pid: int) -> float:
@@ -272,41 +275,7 @@ def test_a_killed_replica_costs_only_what_it_was_at(served: Served, pictures: Pa
     print(f"killed replica: {load.statuses[200]} answered, failed: {failed}")
 
 
-def test_it_ends_what_it_has_begun(place: Path, pictures: Path, tmp_path: Path) -> None:
-    with noted() as note:
-        served = start(note, tmp_path, "--checkpoint", place)
-        everything = family(served.process.pid)
-        files = [("images", (path.name, path.read_bytes())) for path in sorted(pictures.iterdir())]
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(requests.post, f"{served.url}/v1/tag", files=files * 2, timeout=60)
-            time.sleep(0.15)
-            served.process.send_signal(signal.SIGTERM)
-            assert asked.result().status_code == 200
-        assert served.process.wait(60) == 0
-        assert "Traceback" not in served.log.read_text()
-        assert "stopping" in served.log.read_text()
-        assert len(everything) > 3
-
-
-def test_refusals_before_anything_starts(place: Path, tmp_path: Path, command) -> None:
-    def refused(told: str, *flags: object) -> None:
-        done = command(PIPELINE, "--checkpoint", place, *flags)
-        assert done.returncode == 1, done
-        assert told in done.stderr
-        assert "Traceback" not in done.stderr
-
-    refused("everybody on the network could ask", "--host", "0.0.0.0")
-    refused("no such file", "--api-keys", tmp_path / "none.json")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        refused("cannot listen on 127.0.0.1", "--port", taken.getsockname()[1])
-    done = command(PIPELINE, "--checkpoint", tmp_path / "nothing")
-    assert done.returncode == 1
-    assert "no such folder" in done.stderr
-
-
-def test_keys_are_made_and_asked_for(place: Path, tmp_path: Path, command) -> None:
+def test_it_asks_for_keys_and_ends_what_it_has_begun(place: Path, pictures: Path, tmp_path: Path, command) -> None:
     made = command(PIPELINE, "--new-key", "alice", "--api-keys", tmp_path / "keys.json")
     assert made.returncode == 0, made.stderr
     key = made.stdout.strip()
@@ -315,4 +284,34 @@ def test_keys_are_made_and_asked_for(place: Path, tmp_path: Path, command) -> No
         with pytest.raises(ServerError, match="a key is wanted"):
             Client(served.url, patience=0).model()
         assert Client(served.url, key).model().calibrated
-        assert key not in served.log.read_text()
+        everything = family(served.process.pid)
+        assert served.replicas()
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(Client(served.url, key, patience=0).tag, sorted(pictures.iterdir()) * 2)
+            time.sleep(0.15)
+            served.process.send_signal(signal.SIGTERM)
+            assert len(asked.result().results) == 48
+        assert served.process.wait(60) == 0
+        told = served.log.read_text()
+        assert told.splitlines()[-1] == "stopping: what was begun is finished first"
+        assert key not in told
+        assert_gone(everything)
+
+
+def test_refusals_before_anything_starts(place: Path, tmp_path: Path, command) -> None:
+    def refused(told: str, host: str = "127.0.0.1", port: int = 0, **changes: str) -> None:
+        config = ServeConfig(**{"checkpoint": str(place)} | changes)
+        with pytest.raises(SigrlError, match=told):
+            serve_until_stopped(config, Replicas(), host, port, None)
+
+    refused("everybody on the network could ask", host="0.0.0.0")
+    refused("no such file", api_keys=str(tmp_path / "none.json"))
+    refused("no such folder", checkpoint=str(tmp_path / "nothing"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused("cannot listen on 127.0.0.1", port=taken.getsockname()[1])
+    done = command(PIPELINE, "--checkpoint", place, "--host", "0.0.0.0")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: host is 0.0.0.0, and there are no keys")
+    assert len(done.stderr.splitlines()) == 1

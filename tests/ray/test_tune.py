@@ -233,7 +233,8 @@ def test_trials_of_two_workers(
     assert done.stdout.splitlines()[-2].startswith("3 trials, ")
     pairs = list(zip(table(tmp_path / "search"), table(one_at_a_time), strict=False))
     assert len(pairs) == 3
-    assert pairs[0][0]["by_epoch"] == pytest.approx(pairs[0][1]["by_epoch"], abs=2e-3)  # but for the order of sums
+    assert pairs[0][0]["by_epoch"] == pytest.approx(pairs[0][1]["by_epoch"], abs=5e-3)  # but for the order of
+    # sums, by which two pictures of so few may change places: 0.0036 of one label's precision
     assert [row["state"] for row, _ in pairs] == ["complete", "complete", "stopped"]
     tagger = Tagger.load(str(tmp_path / "search"))
     best = max(table(tmp_path / "search"), key=lambda row: row["objective"])
