@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from sigrl_core.errors import CheckpointError
 from sigrl_core.tagger import Tagger
-from tests.processes import assert_gone, family, noted, wait_for
+from tests.processes import assert_gone, family, free_ports, noted, wait_for
 from tests.ray.conftest import compared, epochs_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -150,7 +150,8 @@ def test_runs_that_end_inside_an_epoch_go_on_to_the_same_parameters(
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head that trains nothing, for the driver, and two machines with one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    (port,) = free_ports(1)  # Ray's own choice may be taken by what runs beside this
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": port})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
