@@ -40,6 +40,14 @@ from sigrl_core.serving.settings import ServeConfig
 
 logger = logging.getLogger("ray.serve")
 
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IN_PROXIES,
+    # A request passes fewer threads; what takes long, ours does in threads anyway.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Of a private Ray; cluster/serve.yaml tells it to others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
@@ -85,8 +93,8 @@ def build(arguments: Arguments) -> serve.Application:
             "(serve.py --new-key NAME), or say open_to_everyone"
         )
     deployment = Server.options(
-        max_ongoing_requests=config.max_waiting + 32,  # a replica turns requests away itself, and says why
-        max_queued_requests=config.max_waiting,
+        max_ongoing_requests=2 * config.batch_size + 16,  # a batch, the next one, and who asks for no tags
+        max_queued_requests=config.max_queued,
         autoscaling_config={
             "min_replicas": replicas.least,
             "max_replicas": replicas.most,
@@ -236,7 +244,8 @@ def serve_until_stopped(
         ApiKeys.load(config.api_keys)
     _check_free(host, port)
     logger.setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IN_PROXIES)  # the proxy inherits it
+    for name, value in SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # inherited by all its processes
     connect(dashboard=True, metrics_port=metrics_port)
     serve.start(http_options={"host": host, "port": port})
     serve.run(

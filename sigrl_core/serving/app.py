@@ -7,8 +7,9 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any, Protocol, TypeVar
 
@@ -212,14 +213,12 @@ class Api:
 
     async def tag(self, request: Request) -> TagResponse:
         """Reads, decodes and tags the pictures of a request."""
-        pictures, asking = await self._read(request)
-        limits = self.service.config
-        if len(pictures) > limits.max_images:
-            raise ProblemError(413, f"images: {len(pictures)} are given; at most {limits.max_images} are taken at once")
-        if self.waiting + len(pictures) > limits.max_waiting:
-            raise ProblemError(503, f"{self.waiting} pictures wait already; ask again later", retry_after=1)
-        self.waiting += len(pictures)
-        try:
+        with self._waiting(1):  # before its body is read, which may be all there is time for
+            pictures, asking = await self._read(request)
+        most = self.service.config.max_images
+        if len(pictures) > most:
+            raise ProblemError(413, f"images: {len(pictures)} are given; at most {most} are taken at once")
+        with self._waiting(len(pictures)):
             await self._hold(asking.model)
             question = await self.run(self.service.question, asking)
             loop = asyncio.get_running_loop()
@@ -228,8 +227,6 @@ class Api:
             )
             _refuse_unreadable(crops)
             results = await self.answer(Job(question, crops))
-        finally:
-            self.waiting -= len(pictures)
         return TagResponse(
             model=question.model.name,
             checkpoint=question.model.version,
@@ -238,6 +235,17 @@ class Api:
             probabilities=question.threshold is not None,
             results=results,
         )
+
+    @contextmanager
+    def _waiting(self, count: int) -> Iterator[None]:
+        """So many more pictures wait, if they may."""
+        if self.waiting + count > self.service.config.max_waiting:
+            raise ProblemError(503, f"{self.waiting} pictures wait already; ask again later", retry_after=1)
+        self.waiting += count
+        try:
+            yield
+        finally:
+            self.waiting -= count
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
         """In a thread, with what is the client's fault said to it."""

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sigrl_core.serving.problems import problem
+from sigrl_core.serving.problems import MEDIA_TYPE, problem
 
 logger = logging.getLogger(__name__)
 
@@ -107,24 +107,33 @@ def _unexpected(error: Exception) -> JSONResponse:
 
 def in_proxies() -> list[Middleware]:
     """For Serve, which takes the function."""
-    return [Middleware(LostReplica)]
+    return [Middleware(ProxyProblems)]
 
 
-class LostReplica:
-    """Says "ask again" where a replica has died over a request: Serve sends nothing then, which its proxy tells as 500,
-    and a client takes for a request that fails each time."""
+class ProxyProblems:
+    """What proxies answer themselves, as problem documents: 503 where all replicas are busy, and where one has died at
+    a request. Serve sends nothing then, which its proxy tells as 500, as of one that fails each time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started = replaced = False
 
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+        async def told(message: Message) -> None:
+            nonlocal started, replaced
+            if message["type"] == "http.response.start":
+                started = True
+                kinds = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
+                if message["status"] == 503 and kinds != [MEDIA_TYPE.encode()]:
+                    replaced = True
+                    await problem(503, "all are busy; ask again later", 1)(scope, receive, send)
+            if not replaced:
+                await send(message)
 
-        await self.app(scope, receive, noted)
-        if scope["type"] == "http" and not started:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await self.app(scope, receive, told)
+        if not started:
             await problem(503, "what was answering is gone; ask again", 1)(scope, receive, send)

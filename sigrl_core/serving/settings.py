@@ -9,7 +9,7 @@ from sigrl_core.errors import ConfigError
 
 DEFAULT_MODEL = "default"
 AT_LEAST_ONE = (
-    *("models_at_once", "requests_per_minute", "batch_size"),
+    *("models_at_once", "requests_per_minute", "batch_size", "max_queued"),
     *("max_body_bytes", "max_images", "max_pixels", "max_labels"),
 )
 
@@ -52,6 +52,8 @@ class ServeConfig:
     """Label lists that clients may name."""
     max_waiting: int = 256
     """Pictures that wait or are being tagged in a replica; beyond, requests are turned away with 503."""
+    max_queued: int = 128
+    """Requests that wait for a replica in a proxy, where turning others away costs least."""
 
     def __post_init__(self) -> None:
         if DEFAULT_MODEL in self.models:

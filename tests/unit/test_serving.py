@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 
 from sigrl_core.demo import toybox
@@ -20,7 +20,7 @@ from sigrl_core.errors import ConfigError, VocabularyError
 from sigrl_core.serving.app import create_app
 from sigrl_core.serving.keys import ApiKeys, add_key
 from sigrl_core.serving.messages import Asking, Tagged
-from sigrl_core.serving.middleware import BodyLimit, LostReplica
+from sigrl_core.serving.middleware import BodyLimit, ProxyProblems
 from sigrl_core.serving.problems import MEDIA_TYPE
 from sigrl_core.serving.rates import Bucket, Buckets, Leases
 from sigrl_core.serving.service import Job, Service
@@ -192,15 +192,18 @@ def test_several_models(config: ServeConfig, jpegs: list[bytes], tmp_path: Path)
         replace(config, models={"default": "x"})
 
 
-def test_a_lost_replica_is_told_as_something_that_passes() -> None:
+def test_what_proxies_answer_themselves_is_something_that_passes() -> None:
     async def gone(scope, receive, send) -> None:
         """A proxy of Serve whose replica has died."""
 
-    response = TestClient(LostReplica(gone)).post("/v1/tag")
+    response = TestClient(ProxyProblems(gone)).post("/v1/tag")
     refused(response, 503, "ask again")
     assert response.headers["Retry-After"] == "1"
-    response = TestClient(LostReplica(PlainTextResponse("a body", 404))).get("/")
-    assert (response.status_code, response.text) == (404, "a body")
+    busy = TestClient(ProxyProblems(PlainTextResponse("Request dropped due to backpressure (...)", 503)))
+    refused(busy.get("/"), 503, "all are busy")
+    for status, media_type in ((404, "text/plain"), (503, MEDIA_TYPE), (500, "text/plain")):
+        response = TestClient(ProxyProblems(Response("a body", status, media_type=media_type))).get("/")
+        assert (response.status_code, response.text) == (status, "a body")
 
 
 def test_a_new_checkpoint_in_the_same_place_takes_over(
