@@ -40,14 +40,6 @@ from sigrl_core.serving.settings import ServeConfig
 
 logger = logging.getLogger("ray.serve")
 
-SERVE_ENVIRONMENT = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IN_PROXIES,
-    # A request passes fewer threads; what takes long, ours does in threads anyway.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
-"""Of a private Ray; cluster/serve.yaml tells it to others."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
@@ -244,8 +236,7 @@ def serve_until_stopped(
         ApiKeys.load(config.api_keys)
     _check_free(host, port)
     logger.setLevel(logging.WARNING)
-    for name, value in SERVE_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)  # inherited by all its processes
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IN_PROXIES)  # the proxy inherits it
     connect(dashboard=True, metrics_port=metrics_port)
     serve.start(http_options={"host": host, "port": port})
     serve.run(

@@ -88,6 +88,14 @@ def test_pictures_in_and_tags_out(browser: Browser, site: Site, pictures: list[P
     assert visit.complaints == []
 
 
+def test_pictures_that_come_before_the_model_is_known(browser: Browser, site: Site, pictures: list[Path]) -> None:
+    page = Visit(browser, "about:blank").page
+    page.route("**/v1/model", lambda route: (time.sleep(0.5), route.continue_()))
+    page.goto(site.address)
+    upload(page, pictures)
+    assert "%" in page.locator(".value").first.inner_text()
+
+
 def test_the_slider_shows_more_and_fewer(browser: Browser, site: Site, pictures: list[Path]) -> None:
     page = Visit(browser, site.address).page
     upload(page, pictures)

@@ -9,7 +9,7 @@ const WHY = {
 const HEAT = [[20, 11, 52], [101, 21, 110], [186, 54, 85], [243, 120, 25], [252, 255, 164]];
 
 const $ = id => document.getElementById(id);
-const state = {model: null, own: [], pictures: [], response: null, asked: 0};
+const state = {ready: null, model: null, own: [], pictures: [], response: null, asked: 0};
 
 function headers() {
   const key = sessionStorage.getItem('key');
@@ -67,6 +67,8 @@ function take(files) {
 async function tag() {
   if (!state.pictures.length) return;
   const asked = ++state.asked;
+  await state.ready;  // whether the model is calibrated decides what is asked
+  if (asked !== state.asked) return;
   const form = new FormData();
   for (const {file} of state.pictures) form.append('images', file);
   form.append('heatmap', 'true');
@@ -230,7 +232,7 @@ $('copy').addEventListener('click', async () => {
 $('key-field').addEventListener('submit', async event => {
   event.preventDefault();
   sessionStorage.setItem('key', $('key').value.trim());
-  await start();
+  state.ready = start();
   tag();
 });
-start();
+state.ready = start();
