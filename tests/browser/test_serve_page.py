@@ -89,10 +89,13 @@ def test_pictures_in_and_tags_out(browser: Browser, site: Site, pictures: list[P
 
 
 def test_pictures_that_come_before_the_model_is_known(browser: Browser, site: Site, pictures: list[Path]) -> None:
-    page = Visit(browser, "about:blank").page
-    page.route("**/v1/model", lambda route: (time.sleep(0.5), route.continue_()))
+    page, held = Visit(browser, "about:blank").page, []
+    page.route("**/v1/model", lambda route: held.append(route))  # Playwright takes no built-in
     page.goto(site.address)
-    upload(page, pictures)
+    page.locator("#files").set_input_files([str(pictures[0])])
+    page.wait_for_timeout(500)
+    held[0].continue_()
+    expect(page.locator("#status")).to_contain_text("for 1 picture")
     assert "%" in page.locator(".value").first.inner_text()
 
 
