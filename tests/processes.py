@@ -29,6 +29,11 @@ def family(pid: int) -> dict[int, str]:
     return {member: parents[member][1] for member in found if member in parents}
 
 
+def apart_from_ray() -> dict[str, str]:
+    """This process's environment, for commands that are not to join the Ray of the tests."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, outside 10002 to 19999, which Ray gives to its workers."""
     sockets = [socket.socket() for _ in range(count)]

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any, Protocol, TypeVar
 
@@ -329,10 +329,8 @@ def _field(name: str, value: str) -> Any:
         except (ValueError, RecursionError) as error:
             raise ProblemError(422, "labels: expected a JSON array, or a label a line") from error
     if name in ("top_k", "threshold", "heatmap"):
-        try:
+        with suppress(ValueError, RecursionError):  # checked as it is, then
             return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
     return value
 
 
@@ -406,16 +404,10 @@ def _tag_body() -> dict[str, Any]:
         "required": ["images"],
         "properties": {
             "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+            "labels": {"type": "string", "description": "As in JSON. Or a label a line."},
             **{
-                name: {"type": "string", "description": f"As in JSON.{more}"}
-                for name, more in (
-                    ("model", ""),
-                    ("vocabulary", ""),
-                    ("labels", " Or a label a line."),
-                    ("top_k", ""),
-                    ("threshold", ""),
-                    ("heatmap", ""),
-                )
+                name: {"type": "string", "description": "As in JSON."}
+                for name in ("model", "vocabulary", "top_k", "threshold", "heatmap")
             },
         },
     }

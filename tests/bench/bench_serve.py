@@ -182,8 +182,7 @@ def throughput(name: str, checkpoint: str, paths: list[Path], out: Path, rounds:
     rates: dict[str, list[float]] = {}
     failures = 0
     with bare_parts(checkpoint, paths) as bare, served(checkpoint, out) as url:
-        ways = [(1, 1), (8, 1), (64, 1), (1, 16), (8, 16)]
-        ways = ways if name != "ViT-B-16" else [(1, 1), (8, 1), (64, 1), (8, 16)]
+        ways = [(1, 1), (8, 1), (64, 1), (8, 16)] + ([] if name == "ViT-B-16" else [(1, 16)])
         asking = {images: Requests(url, paths, images) for images in (1, 16)}
         asyncio.run(asking[1].closed(4, 2))
         count = max(BATCH, BATCH * round(seconds / (bare(BATCH) + 1e-9)))

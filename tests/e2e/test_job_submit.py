@@ -25,7 +25,7 @@ from sigrl_core.records import ShardFolder
 from sigrl_core.serving.client import Client, ServerError
 from sigrl_core.serving.keys import add_key
 from tests.conftest import REPOSITORY, untrained_checkpoint, without_clock
-from tests.processes import free_ports
+from tests.processes import apart_from_ray, family, free_ports
 
 pytestmark = pytest.mark.e2e
 
@@ -48,7 +48,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     token.write_text(secrets.token_hex(32))
     gcs, dashboard, client, agent = free_ports(4)
     environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")},
+        **{name: value for name, value in apart_from_ray().items() if name != "PYTHONPATH"},
         "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -83,15 +83,6 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
                 process.wait(30)
             log.close()
     assert not is_open(gcs)
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has just ended
-        return []
-    return [pid, *(member for child in children for member in family(int(child)))]
 
 
 def is_open(port: int) -> bool:

@@ -29,7 +29,7 @@ from sigrl_core.serving.settings import ServeConfig
 from sigrl_core.tagger import Tagger
 from tests.conftest import REPOSITORY, calibrated_checkpoint, tagged_rows, untrained_checkpoint
 from tests.hostile import hostile
-from tests.processes import assert_gone, family, free_ports, noted, wait_for
+from tests.processes import apart_from_ray, assert_gone, family, free_ports, noted, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -49,10 +49,9 @@ class Served:
 
 def start(note, folder: Path, *flags: object) -> Served:
     (port, metrics_port), log = free_ports(2), folder / "serve.log"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, PIPELINE, *flags, "--port", port, "--metrics-port", metrics_port]
     with log.open("w") as told:
-        started = subprocess.Popen([*map(str, command)], env=environment, stdout=told, stderr=told, cwd=folder)
+        started = subprocess.Popen([*map(str, command)], env=apart_from_ray(), stdout=told, stderr=told, cwd=folder)
     process = note(started)
     wait_for(lambda: "serving: http" in log.read_text(), process, log, 180)
     return Served(process, port, metrics_port, log)

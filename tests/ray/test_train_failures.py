@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from sigrl_core.errors import CheckpointError
 from sigrl_core.tagger import Tagger
-from tests.processes import assert_gone, family, free_ports, noted, wait_for
+from tests.processes import apart_from_ray, assert_gone, family, free_ports, noted, wait_for
 from tests.ray.conftest import compared, epochs_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -39,8 +39,7 @@ def start_training(out: Path, shards: Path, log: Path, *flags: object, address: 
     goes to `log`."""
     settings = ["--backbone.pretrained", "random", "--graph.dropout", "0", "--training.batch-size", "8"]
     full = [sys.executable, PIPELINE, "quickstart", "--data", shards, "--out", out, *settings, *flags]
-    environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    environment.pop("RAY_ADDRESS", None)
+    environment = {**apart_from_ray(), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     environment |= {"RAY_ADDRESS": address} if address else {}
     with log.open("w") as file:
         return subprocess.Popen([*map(str, full)], stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -27,7 +27,7 @@ from sigrl_core.search_space import Between, GraphSpace, LossSpace, OptimSpace, 
 from sigrl_core.tagger import Tagger
 from sigrl_core.training import SELECTION
 from tests.conftest import vocabulary_of, write_shards
-from tests.processes import family, noted, wait_for
+from tests.processes import apart_from_ray, family, noted, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -126,7 +126,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_table(
     toybox_shards: ShardFolder, one_at_a_time: Path, tmp_path: Path, soak: bool
 ) -> None:
     out, log, rng = tmp_path / "search", tmp_path / "log", random.Random(0)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = apart_from_ray()
     command = [sys.executable, str(PIPELINE), *flags(toybox_shards.uri, out)]
     kills = 5 if soak else 1
     with noted() as note:
