@@ -46,7 +46,10 @@ def connect(
     # Workers import this very code, whatever folder the command was called from and whether it is installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_CHECKOUT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_enable_metrics_collection", "0" if metrics_port is None else "1")
+    if metrics_port is None:
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    else:  # asked for: also where the environment, perhaps a private cluster before this one, says otherwise
+        os.environ["RAY_enable_metrics_collection"] = "1"
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that are told to leave: there is one
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves beside anything else on the machine
