@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 import torch
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
@@ -29,11 +30,12 @@ from ray.util import metrics
 
 from sigrl_core.checkpoint import checkpoint_version
 from sigrl_core.errors import ConfigError, SigrlError
+from sigrl_core.on_ray.haproxy import before_replicas
 from sigrl_core.on_ray.session import connect
 from sigrl_core.serving.app import create_app
 from sigrl_core.serving.keys import ApiKeys
 from sigrl_core.serving.messages import Tagged
-from sigrl_core.serving.middleware import IN_PROXIES
+from sigrl_core.serving.middleware import IN_PROXIES, unanswered
 from sigrl_core.serving.rates import Buckets, Leases
 from sigrl_core.serving.service import Job, Service
 from sigrl_core.serving.settings import ServeConfig
@@ -236,24 +238,26 @@ def serve_until_stopped(
         ApiKeys.load(config.api_keys)
     _check_free(host, port)
     logger.setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IN_PROXIES)  # the proxy inherits it
-    connect(dashboard=True, metrics_port=metrics_port)
-    serve.start(http_options={"host": host, "port": port})
-    serve.run(
-        build(Arguments(config=config, replicas=replicas)),
-        name="tags",
-        route_prefix="/",
-        logging_config={"enable_access_log": False},
-    )
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())  # after Ray has set its own
-    shown = f"[{host}]" if ":" in host else "localhost" if _is_loopback(host) else host
-    print(f"serving: http://{shown}:{port}/ (page), http://{shown}:{port}/openapi.json; Ctrl-C ends", flush=True)
-    while not stopped.wait(1):
-        pass
-    print("stopping: what was begun is finished first", flush=True)
-    serve.delete("tags")  # waits for that, while the proxies stay
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IN_PROXIES)  # proxies and replicas inherit it
+    with before_replicas(host, port, unanswered(), metrics_port is not None) as http_options:
+        connect(dashboard=True, metrics_port=metrics_port)
+        serve.start(http_options=http_options)
+        serve.run(
+            build(Arguments(config=config, replicas=replicas)),
+            name="tags",
+            route_prefix="/",
+            logging_config={"enable_access_log": False},
+        )
+        stopped = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())  # after Ray has set its own
+        shown = f"[{host}]" if ":" in host else "localhost" if _is_loopback(host) else host
+        print(f"serving: http://{shown}:{port}/ (page), http://{shown}:{port}/openapi.json; Ctrl-C ends", flush=True)
+        while not stopped.wait(1):
+            pass
+        print("stopping: what was begun is finished first", flush=True)
+        serve.delete("tags")  # waits for that, while the proxies stay
+        ray.shutdown()  # HAProxy with it
 
 
 def _is_loopback(host: str) -> bool:
@@ -266,6 +270,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_free(host: str, port: int) -> None:
+    if not 1 <= port <= 65_535:
+        raise ConfigError(f"port is {port}; expected 1 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

