@@ -49,7 +49,7 @@ def connect(
     if metrics_port is None:
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
     else:  # asked for: also where the environment, perhaps a private cluster before this one, says otherwise
-        os.environ["RAY_enable_metrics_collection"] = "1"
+        os.environ.update(RAY_enable_metrics_collection="1")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of nodes that are told to leave: there is one
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves beside anything else on the machine
