@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 import sigrl_core
 from sigrl_core.errors import CheckpointError, ImageError, StorageError, VocabularyError
+from sigrl_core.serving.document import add_schemas, tag_body
 from sigrl_core.serving.keys import ApiKeys
 from sigrl_core.serving.messages import (
     Asking,
@@ -35,7 +36,7 @@ from sigrl_core.serving.messages import (
     VocabularyResponse,
 )
 from sigrl_core.serving.middleware import BodyLimit, Told, Watch
-from sigrl_core.serving.problems import ProblemBody, ProblemError, documented, problem
+from sigrl_core.serving.problems import ProblemError, documented, problem
 from sigrl_core.serving.rates import Leases
 from sigrl_core.serving.service import Job, Model, Service, UnavailableError, UnknownError
 from sigrl_core.serving.vocabularies import TakenError
@@ -117,7 +118,7 @@ def create_app(
         response_model_exclude_none=True,
         dependencies=allowed,
         responses={**common, **documented(400, 404, 413, 415, 503)},
-        openapi_extra={"requestBody": _tag_body()},
+        openapi_extra={"requestBody": tag_body()},
         summary="Tags pictures",
     )
     async def tag(request: Request) -> TagResponse:
@@ -164,7 +165,7 @@ def create_app(
 
     @app.get("/readyz", summary="Whether requests would be answered", responses=documented(503))
     async def readyz() -> dict[str, str]:
-        if api.waiting >= service.config.max_waiting:
+        if not api.may_wait(1):
             raise ProblemError(503, "as many pictures wait as may", retry_after=1)
         return {"status": "ready"}
 
@@ -177,7 +178,7 @@ def create_app(
             return Response(content, media_type=media_type, headers=headers)
 
         app.add_api_route(path, page, include_in_schema=False)
-    _add_schemas(app)
+    add_schemas(app)
     return app
 
 
@@ -236,10 +237,14 @@ class Api:
             results=results,
         )
 
+    def may_wait(self, count: int) -> bool:
+        """Whether so many more pictures may wait."""
+        return self.waiting + count <= self.service.config.max_waiting
+
     @contextmanager
     def _waiting(self, count: int) -> Iterator[None]:
         """So many more pictures wait, if they may."""
-        if self.waiting + count > self.service.config.max_waiting:
+        if not self.may_wait(count):
             raise ProblemError(503, f"{self.waiting} pictures wait already; ask again later", retry_after=1)
         self.waiting += count
         try:
@@ -371,7 +376,7 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     return problem(status, _first(error.errors()))
 
 
-# ---- the document ----
+# ---- what is answered ----
 
 
 def _vocabulary(vocabulary: Vocabulary, name: str | None = None) -> VocabularyResponse:
@@ -395,45 +400,3 @@ def _model(model: Model, service: Service) -> ModelResponse:
             for name in ("max_body_bytes", "max_images", "max_pixels", "max_labels", "requests_per_minute")
         },
     )
-
-
-def _tag_body() -> dict[str, Any]:
-    """Both ways to send pictures, as OpenAPI has them."""
-    form = {
-        "type": "object",
-        "required": ["images"],
-        "properties": {
-            "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
-            "labels": {"type": "string", "description": "As in JSON. Or a label a line."},
-            **{
-                name: {"type": "string", "description": "As in JSON."}
-                for name in ("model", "vocabulary", "top_k", "threshold", "heatmap")
-            },
-        },
-    }
-    return {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": form},
-            "application/json": {"schema": {"$ref": "#/components/schemas/TagRequest"}},
-        },
-    }
-
-
-def _add_schemas(app: FastAPI) -> None:
-    """Those that the routes refer to by name alone."""
-    whole = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = whole()
-        schemas = document["components"].setdefault("schemas", {})
-        for kind in (TagRequest, ProblemBody):
-            schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-            for name, inner in schema.pop("$defs", {}).items():
-                schemas.setdefault(name, inner)
-            schemas[kind.__name__] = schema
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{}, {"key": []}]
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
