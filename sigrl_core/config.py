@@ -54,6 +54,8 @@ class GraphConfig:
     Labels without known edges, such as unseen ones, hear as in `nearest`."""
     neighbours: int = 8
     """Labels that a label hears besides itself (nearest, and where no edges are known)."""
+    complete_up_to: int = 2048
+    """Labels; of more a complete graph, whose cost grows with their square, is as in `nearest`."""
     edges: str | None = None
     """File of edges, local or s3://, see label_edges.LabelEdges (listed)."""
     threshold: float = 0.4
@@ -81,7 +83,7 @@ class GraphConfig:
         )
         for name in ("threshold", "others"):
             _require(0 < getattr(self, name) < 1, f"graph.{name}", getattr(self, name), "in (0, 1)")
-        for name in ("neighbours", "layers", "heads"):
+        for name in ("neighbours", "complete_up_to", "layers", "heads"):
             _require(getattr(self, name) >= 1, f"graph.{name}", getattr(self, name), "1 or more")
         _require(
             self.hidden % self.heads == 0, "graph.hidden", self.hidden, f"a multiple of graph.heads = {self.heads}"
@@ -99,6 +101,18 @@ class ReconstructionConfig:
     """Patches become X + R P/C, not R, and W_r starts at zero: from the patches as they come."""
     unit_rms: bool = False
     """Scales both things that U fuses to a root mean square of one, so that the label graph is heard. [M]"""
+    coefficient_rank: int | None = None
+    """r of coefficient matrices W = A B, which take 2 r / D of the time; None is the published full matrix."""
+    implementation: Literal["auto", "naive", "chunked", "triton"] = "auto"
+    """Of the coefficients, see model.coefficients; which one makes no difference but of time and memory."""
+
+    def __post_init__(self) -> None:
+        rank = self.coefficient_rank
+        _require(rank is None or rank >= 1, "reconstruction.coefficient_rank", rank, "1 or more, or None")
+        _require(
+            rank is None or self.implementation != "triton", "reconstruction.implementation", "triton",
+            "another one with coefficient_rank: the kernels know a full matrix alone",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

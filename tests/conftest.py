@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when ray is imported
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+if not Path("/dev/nvidia0").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
 
 import numpy as np
 import pyarrow as pa

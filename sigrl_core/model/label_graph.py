@@ -8,10 +8,11 @@ Source: arXiv 2504.03801, with two layers and the complete graph; GATv2: Brody, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -55,12 +56,27 @@ GRAPHS: dict[str, Callable[[Tensor, Edges | None, GraphConfig], Edges | None]] =
 }
 
 
+class Heard(NamedTuple):
+    """The edges of a sparse graph: for each label the K at most that it hears, by place, and how much. Where a label
+    hears fewer, the rest are 0."""
+
+    index_CK: Int64[Tensor, "C K"]
+    weight_CK: Float[Tensor, "C K"]
+
+    @classmethod
+    def of(cls, edges_CC: Edges) -> Heard:
+        most = int((edges_CC > 0).sum(1).max())
+        weight_CK, index_CK = edges_CC.topk(most, dim=1)
+        return cls(index_CK, weight_CK)
+
+
 class GATv2Layer(nn.Module):
     """One graph attention layer; no residual, no bias.
 
     Per head: u = W h, e_ij = a . LeakyReLU(u_i + u_j), alpha_i = softmax_j(e_ij) over neighbours,
     out_i = sum_j alpha_ij u_j. One W serves sources and targets, one `a` all heads. Rows are attended tile by tile and
-    made again for the backward pass, so that neither C x C x D nor C x C numbers are kept.
+    made again for the backward pass, so that neither C x C x D nor C x C numbers are kept; a label costs as many as it
+    hears.
     """
 
     def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float) -> None:
@@ -69,28 +85,31 @@ class GATv2Layer(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
         self.attn = nn.Linear(out_dim // heads, 1, bias=False)
 
-    def forward(
-        self, nodes_CD: Float[Tensor, "C in"], edges_CC: Float[Tensor, "C C"] | None = None
-    ) -> Float[Tensor, "C out"]:
-        """`edges_CC[i, j]`: how much i hears j; every row needs one above 0. None: all alike, itself too."""
+    def forward(self, nodes_CD: Float[Tensor, "C in"], heard: Heard | None = None) -> Float[Tensor, "C out"]:
+        """`heard`: whom every label hears; None: all alike, itself too."""
         u_CD = self.linear(nodes_CD).to(nodes_CD.dtype)
         C, D = u_CD.shape
         u_CHE = u_CD.view(C, self.heads, D // self.heads)
-        rows = max(1, TILE_ELEMENTS.get(u_CD.device.type, TILE_ELEMENTS["cuda"]) // (C * D))
+        sources = C if heard is None else heard.index_CK.shape[1]
+        rows = max(1, TILE_ELEMENTS.get(u_CD.device.type, TILE_ELEMENTS["cuda"]) // (sources * D))
         tiles = []
         for start in range(0, C, rows):
             tile = slice(start, start + rows)
-            edges_TC = None if edges_CC is None else edges_CC[tile]
-            tiles.append(checkpoint(self._attend, u_CHE[tile], u_CHE, edges_TC, use_reentrant=False))
+            heard_TK = None if heard is None else Heard(*(part[tile] for part in heard))
+            tiles.append(checkpoint(self._attend, u_CHE[tile], u_CHE, heard_TK, use_reentrant=False))
         return torch.cat(tiles).reshape(C, D)
 
-    def _attend(self, targets_THE: Tensor, sources_CHE: Tensor, edges_TC: Tensor | None) -> Tensor:
-        pairs_TCHE = F.leaky_relu(targets_THE[:, None] + sources_CHE, NEGATIVE_SLOPE)
-        logits_TCH = (pairs_TCHE @ self.attn.weight[0]).to(targets_THE.dtype)
-        if edges_TC is not None:
-            logits_TCH = logits_TCH + edges_TC.to(logits_TCH.dtype).log()[..., None]
-        attention_TCH = F.dropout(logits_TCH.softmax(dim=1), self.dropout, self.training)
-        return torch.einsum("tch,che->the", attention_TCH, sources_CHE)
+    def _attend(self, targets_THE: Tensor, sources_CHE: Tensor, heard_TK: Heard | None) -> Tensor:
+        # Every target has sources of its own, or all have the same.
+        sources = sources_CHE[None] if heard_TK is None else sources_CHE[heard_TK.index_CK]
+        pairs_TKHE = F.leaky_relu(targets_THE[:, None] + sources, NEGATIVE_SLOPE)
+        logits_TKH = (pairs_TKHE @ self.attn.weight[0]).to(targets_THE.dtype)
+        if heard_TK is not None:
+            logits_TKH = logits_TKH + heard_TK.weight_CK.to(logits_TKH.dtype).log()[..., None]
+        attention_TKH = F.dropout(logits_TKH.softmax(dim=1), self.dropout, self.training)
+        if heard_TK is None:
+            return torch.einsum("tkh,khe->the", attention_TKH, sources_CHE)
+        return torch.einsum("tkh,tkhe->the", attention_TKH, sources)
 
 
 class LabelGraph(nn.Module):
@@ -119,12 +138,14 @@ class LabelGraph(nn.Module):
         if self.config.kind == "none":
             return labels_CD
         edges_CC = self.edges(labels_CD, known_CC)
+        heard = None if edges_CC is None else Heard.of(edges_CC)
         graph_CD = labels_CD
         for number, layer in enumerate(self.layers):
             graph_CD = F.elu(graph_CD) if number else graph_CD
-            graph_CD = layer(F.dropout(graph_CD, self.config.dropout, self.training), edges_CC)
+            graph_CD = layer(F.dropout(graph_CD, self.config.dropout, self.training), heard)
         return labels_CD + graph_CD if self.config.residual else graph_CD
 
     def edges(self, labels_CD: Float[Tensor, "C D"], known_CC: Edges | None = None) -> Edges | None:
         """Who hears whom; None where every label hears every label."""
-        return GRAPHS[self.config.kind](labels_CD, known_CC, self.config)
+        too_many = self.config.kind == "complete" and len(labels_CD) > self.config.complete_up_to
+        return GRAPHS["nearest" if too_many else self.config.kind](labels_CD, known_CC, self.config)

@@ -4,6 +4,7 @@ Paper (arXiv 2504.03801)                            Code
 --------------------------------------------------  -------------------------------------------------
 patch tokens X, class token g, label texts T        backbone.Backbone, the inputs of SigRL.forward
 GMC: label graph, G                                 label_graph.LabelGraph
+coefficients A of both modules                      coefficients.Coefficients
 semantic decoupling, S                              reconstruction.SemanticDecoupling
 channel mixing, O                                   reconstruction.mix_channels
 SVFR: fused queries Q, coefficients A', patches R   reconstruction.Reconstruction
@@ -70,7 +71,7 @@ class SigRL(nn.Module):
         self.reconstructs, self.learns_scale = reconstruction.enabled, scoring.learn_scale
         self.propagates, self.has_graph = graph.propagation, reconstruction.enabled and graph.kind != "none"
         if self.reconstructs:
-            self.semantic = SemanticDecoupling(dim)
+            self.semantic = SemanticDecoupling(dim, reconstruction)
             self.graph = LabelGraph(dim, graph)
             self.reconstruction = Reconstruction(dim, reconstruction)
         if self.learns_scale:

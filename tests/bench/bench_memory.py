@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sigrl_core.model import reconstruction
+from sigrl_core.model.coefficients import chunked
 
-OPERATORS = {"pooled": reconstruction.pooled_coefficients, "summed": reconstruction.summed_coefficients}
+OPERATORS = ("pooled", "summed")
 LABELS = (64, 256, 1024)
 
 
@@ -59,14 +59,14 @@ class Allocations(TorchDispatchMode):
 def measure(name: str, B: int, P: int, C: int, D: int) -> tuple[int, float]:
     """Bytes beyond inputs, outputs and gradients at the peak of forward and backward, and seconds."""
     torch.manual_seed(0)
-    coef, patches_BPD = nn.Linear(D, D), torch.randn(B, P, D, requires_grad=True)
+    weight_DD, patches_BPD = nn.Linear(D, D).weight, torch.randn(B, P, D, requires_grad=True)
     queries = torch.randn(*((C, D) if name == "pooled" else (B, C, D))).requires_grad_()
     grad_out = torch.randn(B, C if name == "pooled" else P, D)
     start = time.perf_counter()
     with Allocations() as allocations:
-        out = OPERATORS[name](patches_BPD, queries, coef)
+        out = chunked.reduced(patches_BPD, queries, (weight_DD,), name == "pooled")
         out.backward(grad_out)
-    leaves = (patches_BPD, queries, coef.weight, coef.bias)
+    leaves = (patches_BPD, queries, weight_DD)
     own = [out, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
     return allocations.peak - sum(tensor.untyped_storage().nbytes() for tensor in own), time.perf_counter() - start
 

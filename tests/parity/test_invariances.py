@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from torch import nn
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
-from sigrl_core.model import label_graph, reconstruction
+from sigrl_core.model import label_graph
 from sigrl_core.model.asked import Asked
+from sigrl_core.model.coefficients import chunked, naive
 from sigrl_core.model.sigrl import SigRL
 
 pytestmark = pytest.mark.parity
-
-OPERATORS = [reconstruction.pooled_coefficients, reconstruction.summed_coefficients]
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -52,50 +50,39 @@ def test_chunks_change_nothing(model: SigRL, monkeypatch: pytest.MonkeyPatch, ve
 
     inputs = [random(3, 5, 8), random(3, 8), random(7, 8)]
     expected = run()
-    monkeypatch.setitem(reconstruction.TILE_BYTES, "cpu", vectors * 5 * 8 * 8)
+    monkeypatch.setitem(chunked.TILE_BYTES, "cpu", vectors * 5 * 8 * 8)
     monkeypatch.setitem(label_graph.TILE_ELEMENTS, "cpu", vectors * 7 * 8)
     for found, value in zip(run(), expected, strict=True):
         torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("vectors", [1, 2, 100])
-def test_gradients_are_exact(operator, shared: bool, vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_exact(pool: bool, shared: bool, vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     B, P, C, D = 3, 4, 3, 2
-    monkeypatch.setitem(reconstruction.TILE_BYTES, "cpu", vectors * P * D * 8)
-    patches, queries = random(B, P, D), random(*((C, D) if shared else (B, C, D)))
-    coef = nn.Linear(D, D).double()
-
-    def function(patches, queries, weight, bias):
-        coef_of = nn.Linear(D, D).double()
-        del coef_of.weight, coef_of.bias
-        coef_of.weight, coef_of.bias = weight, bias
-        return operator(patches, queries, coef_of)
-
-    leaves = [tensor.detach().requires_grad_() for tensor in (patches, queries, coef.weight, coef.bias)]
-    assert torch.autograd.gradcheck(function, leaves)
+    monkeypatch.setitem(chunked.TILE_BYTES, "cpu", vectors * P * D * 8)
+    leaves = [random(B, P, D), random(*((C, D) if shared else (B, C, D))), random(D, D), random(D, 1), random(1, D)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(lambda X, Q, W: chunked.reduced(X, Q, (W,), pool), leaves[:3])
+    assert torch.autograd.gradcheck(
+        lambda X, Q, up, down: chunked.reduced(X, Q, (up, down), pool), leaves[:2] + leaves[3:]
+    )
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
-def test_as_plain_broadcasting_in_float32_and_bfloat16(operator, shared: bool) -> None:
+def test_as_plain_broadcasting_in_float32_and_bfloat16(pool: bool, shared: bool) -> None:
     B, P, C, D = 2, 9, 5, 16
-    coef = nn.Linear(D, D)
-    leaves = [
-        tensor.float().requires_grad_() for tensor in (random(B, P, D), random(*((C, D) if shared else (B, C, D))))
-    ]
-    X, Q = leaves[0][:, :, None], (leaves[1] if shared else leaves[1][:, None])
-    A = coef(torch.tanh(X * Q)).softmax(dim=1)
-    expected = (A * X).sum(1) if operator is reconstruction.pooled_coefficients else A.sum(2)
-    gradients = torch.autograd.grad(expected.square().sum(), [*leaves, coef.weight])
+    leaves = [random(B, P, D), random(*((C, D) if shared else (B, C, D))), random(D, D) / 4]
+    X, Q, W = leaves = [leaf.float().requires_grad_() for leaf in leaves]
+    expected = naive.reduced(X, Q, (W,), pool)
+    gradients = torch.autograd.grad(expected.square().sum(), leaves)
     for enabled, tolerance in ((False, 1e-5), (True, 3e-2)):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found = operator(*leaves, coef)
+            found = chunked.reduced(X, Q, (W,), pool)
         assert found.dtype == torch.float32
         for value, true in zip(
-            [found, *torch.autograd.grad(found.square().sum(), [*leaves, coef.weight])],
-            [expected, *gradients],
-            strict=True,
+            [found, *torch.autograd.grad(found.square().sum(), leaves)], [expected, *gradients], strict=True
         ):
             assert (value - true).norm() <= tolerance * true.norm()

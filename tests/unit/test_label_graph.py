@@ -7,7 +7,7 @@ import torch
 
 from sigrl_core.config import GraphConfig
 from sigrl_core.errors import ConfigError
-from sigrl_core.model.label_graph import GRAPHS, GATv2Layer, LabelGraph, nearest
+from sigrl_core.model.label_graph import GRAPHS, GATv2Layer, Heard, LabelGraph, nearest
 
 pytestmark = pytest.mark.unit
 
@@ -47,6 +47,31 @@ def test_all_as_neighbours_is_the_complete_graph() -> None:
     torch.testing.assert_close(everyone(labels), complete(labels))
 
 
+def test_a_complete_graph_of_too_many_labels_hears_the_nearest() -> None:
+    torch.manual_seed(0)
+    limited = LabelGraph(6, GraphConfig(hidden=8, complete_up_to=8, neighbours=2)).eval()
+    sparse = LabelGraph(6, GraphConfig(hidden=8, kind="nearest", neighbours=2)).eval()
+    sparse.load_state_dict(limited.state_dict())
+    labels = torch.randn(9, 6)
+    torch.testing.assert_close(limited(labels), sparse(labels))
+    assert limited.edges(labels[:8]) is None
+
+
+def test_sparse_edges_as_dense_ones() -> None:
+    """Rows with one, two and all labels; gradients too."""
+    torch.manual_seed(0)
+    layer = GATv2Layer(6, 8, 2, 0.0).double()
+    edges = torch.tensor([[0, 0.5, 0, 0], [2, 0, 0, 1], [1, 1, 1, 1], [0, 0.1, 0.2, 0]], dtype=torch.float64)
+    nodes = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    found = layer(nodes, Heard.of(edges))
+    u = layer.linear(nodes).view(4, 2, 4)
+    logits = torch.nn.functional.leaky_relu(u[:, None] + u, 0.2) @ layer.attn.weight[0] + edges.log()[..., None]
+    expected = torch.einsum("tch,che->the", logits.softmax(1), u).reshape(4, 8)
+    torch.testing.assert_close(found, expected)
+    (ours,), (theirs,) = (torch.autograd.grad(out.square().sum(), nodes) for out in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(("layers", "widths"), [(1, [(6, 6)]), (3, [(6, 8), (8, 8), (8, 6)])])
 def test_layers(layers: int, widths: list[tuple[int, int]]) -> None:
     graph = LabelGraph(6, GraphConfig(hidden=8, heads=4, layers=layers)).eval()
@@ -56,7 +81,7 @@ def test_layers(layers: int, widths: list[tuple[int, int]]) -> None:
     assert graph(torch.randn(5, 6)).shape == (5, 6)
 
 
-@pytest.mark.parametrize("name", ["neighbours", "layers", "heads"])
+@pytest.mark.parametrize("name", ["neighbours", "complete_up_to", "layers", "heads"])
 def test_nonsense_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"graph.{name} is 0; expected 1 or more"):
         GraphConfig(**{name: 0})

@@ -146,6 +146,7 @@ def test_the_published_recipe() -> None:
         "graph": {
             "kind": "complete",
             "neighbours": 8,
+            "complete_up_to": 2048,
             "edges": None,
             "threshold": 0.4,
             "others": 0.2,
@@ -156,7 +157,13 @@ def test_the_published_recipe() -> None:
             "residual": False,
             "propagation": False,
         },
-        "reconstruction": {"enabled": True, "residual": False, "unit_rms": False},
+        "reconstruction": {
+            "enabled": True,
+            "residual": False,
+            "unit_rms": False,
+            "coefficient_rank": None,
+            "implementation": "auto",
+        },
         "scoring": {"patches_kept": 16, "learn_scale": False, "initial_scale": 1.0, "local_candidates": None},
         "loss": {**dataclasses.asdict(LossConfig()), "kind": "ranking", "distillation": 1.0},
         "optim": {

@@ -1,0 +1,134 @@
+"""In PyTorch for any device: tiles of a few labels of a few images are made, used and overwritten, and made again for
+the backward pass. That costs a fourth matrix product where autograd has three, and wins because a tile stays in the
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Bytes of one working tile, four are alive at a time. CPU: stays in cache (measured); GPU: fills the device."""
+
+
+def reduced(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -> Tensor:
+    """See `coefficients.reduced`. Under autocast the products run in its dtype, all else in that of the weights."""
+    return _Chunked.apply(X_BPD, Q, pool, *weights)  # type: ignore[return-value]
+
+
+def labels_per_chunk(B: int, P: int, C: int, D: int, dtype: torch.dtype, device_type: str) -> tuple[int, int]:
+    """(images, labels) of one tile: as many labels as fit, and more than one image only when all labels fit."""
+    vectors = max(1, TILE_BYTES.get(device_type, TILE_BYTES["cuda"]) // (P * D * dtype.itemsize))
+    labels = min(C, vectors)
+    return min(B, max(1, vectors // C)), labels
+
+
+class _Chunked(torch.autograd.Function):
+    """Both reductions of A with exact gradients."""
+
+    @staticmethod
+    def forward(ctx, X_BPD, Q, pool, *weights):  # pyright: ignore[reportIncompatibleMethodOverride]
+        device = X_BPD.device.type
+        ctx.pool = pool
+        ctx.product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else X_BPD.dtype
+        with torch.autocast(device, enabled=False):
+            tiles = _Tiles(X_BPD, Q, weights, ctx.product_dtype, count=2)
+            out = X_BPD.new_empty(tiles.B, tiles.C, tiles.D) if pool else torch.zeros_like(X_BPD)
+            for images, labels in tiles:
+                X, *_, A = tiles.coefficients(images, labels)
+                if pool:
+                    torch.sum(A.mul_(X), dim=2, out=out[images, labels])
+                else:
+                    out[images] += A.sum(1)
+        ctx.save_for_backward(X_BPD, Q, out if pool else None, *weights)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]
+        X_BPD, Q, pooled_BCD, *weights = ctx.saved_tensors
+        with torch.autocast(X_BPD.device.type, enabled=False):
+            tiles = _Tiles(X_BPD, Q, weights, ctx.product_dtype, count=4)
+            grad_X, grad_Q = torch.zeros_like(X_BPD), torch.zeros_like(Q)
+            grad_weights = [torch.zeros_like(weight) for weight in weights]
+            for images, labels in tiles:
+                X, Q_tile, H, given, A = tiles.coefficients(images, labels)
+                grad_Z, grad_H = tiles.buffers(A.shape)[2:]
+                if ctx.pool:  # dA = g X, so dZ = A (dA - sum_p A dA) = A g (X - pooled)
+                    torch.sub(X, pooled_BCD[images, labels, None], out=grad_Z)
+                    grad_Z *= A.mul_(grad_out[images, labels, None])  # A g is also what X gets through the sum
+                else:  # dA = g, so dZ = A (g - sum_p A g)
+                    g = grad_out[images, None]
+                    torch.sub(g, torch.mul(A, g, out=grad_Z).sum(2, keepdim=True), out=grad_Z)
+                    grad_Z *= A
+                tiles.backward_products(grad_Z, given, grad_H, grad_weights)
+                torch.ops.aten.tanh_backward.grad_input(grad_H, H, grad_input=grad_H)
+                grad_X[images] += (A.addcmul_(grad_H, Q_tile) if ctx.pool else torch.mul(grad_H, Q_tile, out=A)).sum(1)
+                grad_Q_tile = grad_H.mul_(X).sum(2)
+                if Q.dim() == 2:
+                    grad_Q[labels] += grad_Q_tile.sum(0)
+                else:
+                    grad_Q[images, labels] = grad_Q_tile
+        return grad_X, grad_Q, None, *grad_weights
+
+
+class _Tiles:
+    """Walks over tiles [images, labels, P, D] and owns the `count` buffers that all of them share."""
+
+    def __init__(self, X_BPD: Tensor, Q: Tensor, weights, product_dtype: torch.dtype, count: int) -> None:
+        self.B, self.P, self.D = X_BPD.shape
+        self.C = Q.shape[-2]
+        self.X, self.Q = X_BPD, Q.expand(self.B, -1, -1)
+        self.weights = [weight.to(product_dtype) for weight in weights]
+        self.images, self.labels = labels_per_chunk(self.B, self.P, self.C, self.D, X_BPD.dtype, X_BPD.device.type)
+        self._buffers = X_BPD.new_empty(count, self.images * self.labels * self.P * self.D)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        for image in range(0, self.B, self.images):
+            for label in range(0, self.C, self.labels):
+                yield slice(image, image + self.images), slice(label, label + self.labels)
+
+    def buffers(self, shape: torch.Size) -> list[Tensor]:
+        return [buffer[: shape.numel()].view(shape) for buffer in self._buffers]
+
+    def coefficients(self, images: slice, labels: slice) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor]:
+        """Patches and queries of the tile, H = tanh(X Q), what the factors of W were given, and A.
+
+        H and A fill the first two buffers.
+        """
+        X, Q = self.X[images, None], self.Q[images, labels, None]
+        H, A = self.buffers(torch.Size((X.shape[0], Q.shape[1], self.P, self.D)))[:2]
+        torch.mul(X, 2 * Q, out=H).sigmoid_().mul_(2).sub_(1)  # tanh x = 2 sigmoid 2x - 1, five times as fast on CPU
+        given = [H.view(-1, self.D).to(self.weights[0].dtype)]
+        for weight in self.weights[:0:-1]:
+            given.append(given[-1] @ weight.t())
+        _product(given[-1], self.weights[0].t(), A)
+        torch.softmax(A, dim=2, out=A)
+        return X, Q, H, given, A
+
+    def backward_products(
+        self, grad_Z: Tensor, given: list[Tensor], grad_H: Tensor, grad_weights: list[Tensor]
+    ) -> None:
+        """From Z = H W^T: fills grad_H = grad_Z W and adds grad_Z^T H to the gradient of W, or so by its factors."""
+        grad = grad_Z.view(-1, self.D).to(self.weights[0].dtype)
+        for grad_weight, weight, rows in zip(grad_weights, self.weights, reversed(given), strict=True):
+            if grad.dtype == grad_weight.dtype:
+                grad_weight.addmm_(grad.t(), rows)
+            else:
+                grad_weight += grad.t() @ rows
+            if weight is self.weights[-1]:
+                _product(grad, weight, grad_H)
+            else:
+                grad = grad @ weight
+
+
+def _product(rows: Tensor, right: Tensor, out: Tensor) -> None:
+    out = out.view(-1, right.shape[1])
+    if rows.dtype == out.dtype:
+        torch.mm(rows, right, out=out)
+    else:
+        out.copy_(rows @ right)

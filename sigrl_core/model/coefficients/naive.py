@@ -1,0 +1,19 @@
+"""The equations as they stand, in broadcasting PyTorch: the oracle of the others, and what they are measured against.
+
+Holds B x C x P x D numbers, several times over for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reduced(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -> Tensor:
+    """See `coefficients.reduced`. Under autocast the products run in its dtype."""
+    X_B1PD = X_BPD[:, None]
+    A_BCPD = torch.tanh(X_B1PD * Q.unsqueeze(-2))
+    for weight in reversed(weights):
+        A_BCPD = A_BCPD @ weight.t()
+    A_BCPD = A_BCPD.to(X_BPD.dtype).softmax(dim=2)
+    return (A_BCPD * X_B1PD).sum(2) if pool else A_BCPD.sum(1)
