@@ -118,11 +118,15 @@ def test_a_full_layer_starts_as_a_linear_one() -> None:
     assert math.isclose(Coefficients(64, rank=4).up.std().item(), 4**-0.5 / 3**0.5, rel_tol=0.2)
 
 
-def test_what_is_chosen() -> None:
-    assert chosen("auto", "cpu", None) == "chunked"
-    assert chosen("naive", "cpu", None) == "naive"
-    with torch.autocast("cpu", torch.bfloat16):
-        assert chosen("auto", "cpu", None) == "chunked"
-    assert chosen("auto", "cuda", None) == "chunked"
+def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen("auto", None, "cpu", True) == chosen("auto", None, "cuda", False) == "chunked"
+    assert chosen("auto", 4, "cuda", True) == "chunked"
+    assert chosen("naive", None, "cuda", True) == "naive"
+    monkeypatch.setitem(IMPLEMENTATIONS, "triton", IMPLEMENTATIONS["naive"])
+    assert chosen("auto", None, "cuda", True) == "triton"
+    monkeypatch.delitem(IMPLEMENTATIONS, "triton")
+    assert chosen("auto", None, "cuda", True) == "chunked"
+    with pytest.raises(ConfigError, match="Triton is not installed here; choose another one"):
+        Coefficients(4, implementation="triton").summed(torch.zeros(1, 2, 4), torch.zeros(3, 4))
     with pytest.raises(ConfigError, match="the kernels know a full matrix alone"):
         ReconstructionConfig(coefficient_rank=4, implementation="triton")

@@ -16,16 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigrl_core.errors import ConfigError
 from sigrl_core.model.coefficients import chunked, naive
 
 Reduced = Callable[[Tensor, Tensor, tuple[Tensor, ...], bool], Tensor]
 """(patches [B,P,D], queries [C,D] or [B,C,D], factors of W from the left, whether to pool) -> sum_p A X [B,C,D] where
 pooled, else sum_c A [B,P,D]."""
+
+
+def _fused(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -> Tensor:
+    from sigrl_core.model.coefficients import fused  # Triton takes a while to import, and few processes want it
+
+    return fused.reduced(X_BPD, Q, weights, pool)
+
+
 IMPLEMENTATIONS: dict[str, Reduced] = {"naive": naive.reduced, "chunked": chunked.reduced}
 if find_spec("triton"):
-    from sigrl_core.model.coefficients import fused
-
-    IMPLEMENTATIONS["triton"] = fused.reduced
+    IMPLEMENTATIONS["triton"] = _fused
 
 
 class Coefficients(nn.Module):
@@ -73,20 +80,25 @@ class Coefficients(nn.Module):
     def _reduced(self, patches_BPD: Tensor, queries: Tensor, pool: bool) -> Tensor:
         """In the dtype of W; under autocast the products run in its dtype."""
         dtype = self.bias.dtype
-        function = IMPLEMENTATIONS[chosen(self.implementation, patches_BPD.device.type, self.rank)]
-        out = function(patches_BPD.to(dtype), queries.to(dtype), self.weights, pool)
+        device = patches_BPD.device.type
+        bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        name = chosen(self.implementation, self.rank, device, bf16)
+        if name not in IMPLEMENTATIONS:
+            raise ConfigError(
+                f"reconstruction.implementation is {name!r}, and Triton is not installed here; choose another one"
+            )
+        out = IMPLEMENTATIONS[name](patches_BPD.to(dtype), queries.to(dtype), self.weights, pool)
         return _Cancelled.apply(out, self.bias)  # type: ignore[return-value]
 
 
-def chosen(implementation: str, device_type: str, rank: int | None) -> str:
+def chosen(implementation: str, rank: int | None, device_type: str, bf16: bool) -> str:
     """The name of the implementation that is used for `auto`, or that one.
 
-    On a GPU the kernels, whose products are in bfloat16, take over where all products are: under autocast.
+    The kernels' speed is that of products in bfloat16, so they are taken where a GPU computes all products like that.
     """
     if implementation != "auto":
         return implementation
-    in_bf16 = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.bfloat16
-    return "triton" if "triton" in IMPLEMENTATIONS and device_type == "cuda" and in_bf16 and rank is None else "chunked"
+    return "triton" if device_type == "cuda" and bf16 and rank is None and "triton" in IMPLEMENTATIONS else "chunked"
 
 
 class _Cancelled(torch.autograd.Function):
