@@ -48,7 +48,7 @@ def main() -> None:
     print_configuration(command)
     how, device_type = command.run.reconstruction, "cuda" if command.scale.gpus else "cpu"
     bf16 = command.run.training.precision == "bf16"
-    print(f"coefficients: {chosen(how.implementation, how.coefficient_rank, device_type, bf16)}", flush=True)
+    print(f"coefficients = {chosen(how.implementation, how.coefficient_rank, device_type, bf16)}", flush=True)
     print(f"checkpoint: {train(command.run, command.scale, command.data, command.validation, command.out)}")
 
 
