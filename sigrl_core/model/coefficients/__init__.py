@@ -81,7 +81,7 @@ class Coefficients(nn.Module):
         """In the dtype of W; under autocast the products run in its dtype."""
         dtype = self.bias.dtype
         device = patches_BPD.device.type
-        bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        bf16 = chunked.product_dtype(device, torch.float32) == torch.bfloat16
         name = chosen(self.implementation, self.rank, device, bf16)
         if name not in IMPLEMENTATIONS:
             raise ConfigError(

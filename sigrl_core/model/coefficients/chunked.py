@@ -20,6 +20,11 @@ def reduced(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -
     return _Chunked.apply(X_BPD, Q, pool, *weights)  # type: ignore[return-value]
 
 
+def product_dtype(device_type: str, otherwise: torch.dtype) -> torch.dtype:
+    """Autocast's dtype where it is on."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else otherwise
+
+
 def labels_per_chunk(B: int, P: int, C: int, D: int, dtype: torch.dtype, device_type: str) -> tuple[int, int]:
     """(images, labels) of one tile: as many labels as fit, and more than one image only when all labels fit."""
     vectors = max(1, TILE_BYTES.get(device_type, TILE_BYTES["cuda"]) // (P * D * dtype.itemsize))
@@ -33,8 +38,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, X_BPD, Q, pool, *weights):  # pyright: ignore[reportIncompatibleMethodOverride]
         device = X_BPD.device.type
-        ctx.pool = pool
-        ctx.product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else X_BPD.dtype
+        ctx.pool, ctx.product_dtype = pool, product_dtype(device, X_BPD.dtype)
         with torch.autocast(device, enabled=False):
             tiles = _Tiles(X_BPD, Q, weights, ctx.product_dtype, count=2)
             out = X_BPD.new_empty(tiles.B, tiles.C, tiles.D) if pool else torch.zeros_like(X_BPD)

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sigrl_core.model.coefficients.chunked import product_dtype
+
 BLOCK_P, BLOCK_D, BLOCK_K = 256, 64, 64
 """Most patches, channels and inner channels of a tile; 256 patches are a ViT-B/16's at 224 pixels in one."""
 ROWS_P = 64
@@ -203,9 +205,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, X_BPD, Q_BCD, W_DD, pool):  # pyright: ignore[reportIncompatibleMethodOverride]
-        device = X_BPD.device.type
-        W = W_DD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else W_DD
-        W = W.contiguous()
+        W = W_DD.to(product_dtype(X_BPD.device.type, W_DD.dtype)).contiguous()
         launch = _Launch(X_BPD, Q_BCD)
         lse_BCD = X_BPD.new_empty(launch.B, launch.C, launch.D)
         if pool:
@@ -217,7 +217,6 @@ class _Fused(torch.autograd.Function):
             launch.sum(W, lse_BCD, out)
         ctx.pool = pool
         ctx.save_for_backward(X_BPD, Q_BCD, W, lse_BCD, out if pool else None)
-        ctx.weight_dtype = W_DD.dtype
         return out
 
     @staticmethod
@@ -237,7 +236,7 @@ class _Fused(torch.autograd.Function):
             launch.gradient_of_products(W, lse_BCD, grad_out, reduced, grad_Z, H, grad_X, first, last, ctx.pool)
             grad_W += grad_Z[:rows].t() @ H[:rows]
             launch.gradient_of_inputs(grad_Z, W, grad_X, grad_Q, first, last)
-        return grad_X, grad_Q, grad_W.to(ctx.weight_dtype), None
+        return grad_X, grad_Q, grad_W, None
 
 
 class _Launch:
