@@ -67,22 +67,27 @@ def before_replicas(host: str, port: int, unanswered: str, counted: bool) -> Ite
         command = shlex.join([sys.executable, "-I", __file__, str(changes)])
         program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         program.chmod(0o700)
-        os.environ.update(
-            RAY_SERVE_ENABLE_HA_PROXY="1",
-            RAY_SERVE_HAPROXY_BINARY_PATH=str(program),
-            RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=f"{folder}/haproxy.cfg",
-            RAY_SERVE_HAPROXY_SOCKET_PATH=f"{folder}/admin",
-            RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH=f"{folder}/metrics",
-            RAY_SERVE_HAPROXY_SERVER_STATE_BASE=folder,
-            RAY_SERVE_HAPROXY_SERVER_STATE_FILE=f"{folder}/state",
-            RAY_SERVE_HAPROXY_METRICS_ENABLED=str(int(counted)),
-            RAY_SERVE_HAPROXY_STATS_PORT=str(statistics),
-            RAY_SERVE_HAPROXY_METRICS_PORT=str(figures),
-            RAY_SERVE_FALLBACK_PROXY_HTTP_PORT=str(fallback),
-            RAY_SERVE_HAPROXY_LOG_TARGET=f"{LOOPBACK}:9",  # the port that discards; paths may name label lists
-            RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=str(DEREGISTERED_SECONDS),
-        )
-        yield {"host": LOOPBACK, "port": port}
+        told = {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": str(int(counted)),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(figures),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+            "RAY_SERVE_HAPROXY_LOG_TARGET": f"{LOOPBACK}:9",  # the port that discards; paths may name label lists
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTERED_SECONDS),
+        }
+        os.environ.update(told)
+        try:
+            yield {"host": LOOPBACK, "port": port}
+        finally:  # a Ray that starts later would look for the folder
+            for name in told:
+                os.environ.pop(name, None)
 
 
 def _binary() -> str | None:
