@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from sigrl_core.config import GraphConfig
 
 TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Numbers in one tile of rows x C x D, the largest tensor a layer holds, forward or backward."""
+"""Numbers in the largest tensor of a tile of rows, forward or backward."""
 NEGATIVE_SLOPE = 0.2
 
 Edges = Tensor
@@ -75,8 +75,8 @@ class GATv2Layer(nn.Module):
 
     Per head: u = W h, e_ij = a . LeakyReLU(u_i + u_j), alpha_i = softmax_j(e_ij) over neighbours,
     out_i = sum_j alpha_ij u_j. One W serves sources and targets, one `a` all heads. Rows are attended tile by tile and
-    made again for the backward pass, so that neither C x C x D nor C x C numbers are kept; a label costs as many as it
-    hears.
+    made again for the backward pass, so that no C x C numbers are kept. No tensor has a vector for every pair of the
+    complete graph, see `_logits`; with edges a label costs as many vectors as it hears.
     """
 
     def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float) -> None:
@@ -90,26 +90,46 @@ class GATv2Layer(nn.Module):
         u_CD = self.linear(nodes_CD).to(nodes_CD.dtype)
         C, D = u_CD.shape
         u_CHE = u_CD.view(C, self.heads, D // self.heads)
-        sources = C if heard is None else heard.index_CK.shape[1]
-        rows = max(1, TILE_ELEMENTS.get(u_CD.device.type, TILE_ELEMENTS["cuda"]) // (sources * D))
+        numbers = C * self.heads if heard is None else heard.index_CK.shape[1] * D
+        rows = max(1, TILE_ELEMENTS.get(u_CD.device.type, TILE_ELEMENTS["cuda"]) // numbers)
         tiles = []
         for start in range(0, C, rows):
             tile = slice(start, start + rows)
-            heard_TK = None if heard is None else Heard(*(part[tile] for part in heard))
-            tiles.append(checkpoint(self._attend, u_CHE[tile], u_CHE, heard_TK, use_reentrant=False))
+            if heard is None:
+                tiles.append(checkpoint(self._attend_all, u_CHE[tile], u_CHE, use_reentrant=False))
+            else:
+                heard_TK = Heard(*(part[tile] for part in heard))
+                tiles.append(checkpoint(self._attend, u_CHE[tile], u_CHE, heard_TK, use_reentrant=False))
         return torch.cat(tiles).reshape(C, D)
 
-    def _attend(self, targets_THE: Tensor, sources_CHE: Tensor, heard_TK: Heard | None) -> Tensor:
-        # Every target has sources of its own, or all have the same.
-        sources = sources_CHE[None] if heard_TK is None else sources_CHE[heard_TK.index_CK]
-        pairs_TKHE = F.leaky_relu(targets_THE[:, None] + sources, NEGATIVE_SLOPE)
+    def _attend(self, targets_THE: Tensor, sources_CHE: Tensor, heard_TK: Heard) -> Tensor:
+        sources_TKHE = sources_CHE[heard_TK.index_CK]
+        pairs_TKHE = F.leaky_relu(targets_THE[:, None] + sources_TKHE, NEGATIVE_SLOPE)
         logits_TKH = (pairs_TKHE @ self.attn.weight[0]).to(targets_THE.dtype)
-        if heard_TK is not None:
-            logits_TKH = logits_TKH + heard_TK.weight_CK.to(logits_TKH.dtype).log()[..., None]
-        attention_TKH = F.dropout(logits_TKH.softmax(dim=1), self.dropout, self.training)
-        if heard_TK is None:
-            return torch.einsum("tkh,khe->the", attention_TKH, sources_CHE)
-        return torch.einsum("tkh,tkhe->the", attention_TKH, sources)
+        logits_TKH = logits_TKH + heard_TK.weight_CK.to(logits_TKH.dtype).log()[..., None]
+        return torch.einsum("tkh,tkhe->the", self._attention(logits_TKH, dim=1), sources_TKHE)
+
+    def _attend_all(self, targets_THE: Tensor, sources_CHE: Tensor) -> Tensor:
+        targets_HTE, sources_HCE = targets_THE.transpose(0, 1), sources_CHE.transpose(0, 1)
+        attention_HTC = self._attention(self._logits(targets_HTE, sources_HCE), dim=2)
+        return (attention_HTC @ sources_HCE).to(targets_THE.dtype).transpose(0, 1)
+
+    def _logits(self, targets_HTE: Tensor, sources_HCE: Tensor) -> Tensor:
+        """e_ij of all pairs, up to what is the same for all j, which the softmax over them cancels.
+
+        With s the slope, LeakyReLU(x) = (1 + s)/2 x + (1 - s)/2 |x|. The first part is a . u_j; sum_d a_d |x_d| over
+        the positive a is the L1 distance of a u_i and -a u_j, and so for the negative ones: no pair's vector is held.
+        """
+        a_E = self.attn.weight[0].to(targets_HTE.dtype)
+        bent_HTC = torch.zeros((), dtype=targets_HTE.dtype, device=targets_HTE.device)
+        for sign in (1, -1):
+            part_E = F.relu(sign * a_E)
+            bent_HTC = bent_HTC + sign * torch.cdist(part_E * targets_HTE, -part_E * sources_HCE, p=1)
+        straight_HC = (sources_HCE * a_E).sum(-1)
+        return (1 + NEGATIVE_SLOPE) / 2 * straight_HC[:, None] + (1 - NEGATIVE_SLOPE) / 2 * bent_HTC
+
+    def _attention(self, logits: Tensor, dim: int) -> Tensor:
+        return F.dropout(logits.softmax(dim), self.dropout, self.training)
 
 
 class LabelGraph(nn.Module):

@@ -39,12 +39,19 @@ def test_a_label_hears_only_those_it_has_an_edge_to() -> None:
 
 
 def test_all_as_neighbours_is_the_complete_graph() -> None:
+    """Which holds the vector of every pair; gradients too."""
     torch.manual_seed(0)
-    complete = LabelGraph(6, GraphConfig(hidden=8)).eval()
-    everyone = LabelGraph(6, GraphConfig(hidden=8, kind="nearest", neighbours=20)).eval()
+    complete = LabelGraph(6, GraphConfig(hidden=8)).double().eval()
+    everyone = LabelGraph(6, GraphConfig(hidden=8, kind="nearest", neighbours=20)).double().eval()
     everyone.load_state_dict(complete.state_dict())
-    labels = torch.randn(9, 6)
-    torch.testing.assert_close(everyone(labels), complete(labels))
+    labels = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    found, expected = complete(labels), everyone(labels)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (
+        torch.autograd.grad(out.square().sum(), [labels, *graph.parameters()])
+        for out, graph in ((found, complete), (expected, everyone))
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_complete_graph_of_too_many_labels_hears_the_nearest() -> None:
