@@ -19,12 +19,14 @@ class Asked(NamedTuple):
     """Each label's place among those trained on, -1 for the others; None where nothing was."""
     own_CE: Float[Tensor, "C E"] | None = None
     """A user's own embeddings, to be projected, see `Recogniser.embedded`."""
+    graph_CD: Float[Tensor, "C D"] | None = None
+    """G, what the label graph makes of all these labels, where the weights are settled, see `Recogniser.settled`."""
 
     def to(self, device: object) -> Asked:
         return Asked(*(None if part is None else part.to(device) for part in self))  # pyright: ignore
 
     def take(self, chosen_K: Int64[Tensor, " K"]) -> Asked:
-        """The question with these labels alone."""
+        """The question with these labels alone, of which the label graph makes something else."""
         edges_KK = None if self.edges_CC is None else self.edges_CC[chosen_K][:, chosen_K]
         trained_K = None if self.trained_C is None else self.trained_C[chosen_K]
         own_KE = None if self.own_CE is None else self.own_CE[chosen_K]

@@ -134,6 +134,11 @@ class Recogniser(nn.Module):
             return asked
         return asked._replace(labels_CD=normalize(self.project(asked.own_CE), dim=-1))
 
+    @torch.no_grad()
+    def settled(self, asked: Asked) -> Asked:
+        """With what the label graph makes of them, for as long as no weight changes: not made again for every batch."""
+        return asked._replace(graph_CD=self.head.graph_of(self.embedded(asked)))
+
     def forward(self, tokens_BNW: Tensor, asked: Asked, reference: Asked | None = None) -> Recognised:
         """tokens at the frozen seam [B,N,W] -> scores of every picture and label asked; see `SigRL.forward`."""
         glob_BD, patches_BPD = self.backbone.finish(tokens_BNW)

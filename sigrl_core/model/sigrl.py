@@ -117,7 +117,7 @@ class SigRL(nn.Module):
         if candidates is not None and candidates < len(labels_CD):
             chosen_BK = global_BC.topk(candidates).indices
             if self.reconstructs:
-                graph_CD = self.graph(labels_CD, asked.edges_CC)
+                graph_CD = self.graph_of(asked)
                 patches_BPD = self._reconstruct(patches_BPD, labels_CD[chosen_BK], graph_CD[chosen_BK])
             local_BK = scoring.local_scores(patches_BPD, labels_CD[chosen_BK], self.patches_kept)
             local_BK = scoring.over_labels(local_BK)
@@ -145,8 +145,13 @@ class SigRL(nn.Module):
 
     def reconstruct(self, patches_BPD: Float[Tensor, "B P D"], asked: Asked) -> Float[Tensor, "B P D"]:
         """R, the patches as all labels asked rebuild them together."""
-        graph_CD = self.graph(asked.labels_CD, asked.edges_CC)
-        return self._reconstruct(patches_BPD, asked.labels_CD, graph_CD)
+        return self._reconstruct(patches_BPD, asked.labels_CD, self.graph_of(asked))
+
+    def graph_of(self, asked: Asked) -> Float[Tensor, "C D"]:
+        """G; T where there is no graph."""
+        if asked.graph_CD is not None:
+            return asked.graph_CD
+        return self.graph(asked.labels_CD, asked.edges_CC) if self.reconstructs else asked.labels_CD
 
     def _reconstruct(self, patches_BPD: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
         """Labels and graph are the same for all images, or each image's own."""

@@ -27,8 +27,7 @@ def label_graph(evaluation: Evaluation, tagger: Tagger) -> str:
     vocabulary, head = evaluation.vocabulary, tagger.recogniser.head
     with torch.no_grad():
         asked = tagger.recogniser.embedded(tagger.ask(vocabulary))
-        nodes_CD = head.graph(asked.labels_CD, asked.edges_CC) if head.reconstructs else asked.labels_CD
-        nodes_CD = nodes_CD.float().cpu().numpy()
+        nodes_CD = head.graph_of(asked).float().cpu().numpy()
     positions = shown(evaluation)
     labels = [vocabulary.labels[position] for position in positions]
     close, source = closeness(head, asked, nodes_CD)

@@ -108,6 +108,18 @@ def test_any_words_may_be_asked(tagger: Tagger, jpegs: list[bytes]) -> None:
     assert tagger.vocabulary == VOCABULARY
 
 
+def test_the_label_graph_of_a_vocabulary_is_made_once(tagger: Tagger, jpegs: list[bytes]) -> None:
+    asked, made = Vocabulary.of(["martian", "red star", "sand"]), []
+    hook = tagger.recogniser.head.graph.register_forward_hook(lambda *_: made.append(1))
+    tokens = tagger.encode(torch.from_numpy(np.stack([images.centre_crop_array(jpeg, 48) for jpeg in jpegs])))
+    found = [tagger.score(tokens, asked) for _ in range(3)]
+    assert len(made) == 1
+    hook.remove()
+    with torch.no_grad():
+        expected = tagger.recogniser(tokens, tagger.recogniser.ask(asked)).scores.scores_BC
+    assert all(np.array_equal(each, expected.numpy()) for each in found)
+
+
 def test_the_order_of_labels_permutes_scores(tagger: Tagger, jpegs: list[bytes]) -> None:
     order = np.random.default_rng(0).permutation(66)
     shuffled = Vocabulary(tuple(VOCABULARY.labels[c] for c in order))
