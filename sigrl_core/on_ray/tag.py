@@ -33,6 +33,7 @@ from sigrl_core.corpora.listing import Listing, Row
 from sigrl_core.corpora.listing_file import write_listing
 from sigrl_core.errors import ConfigError
 from sigrl_core.label_embeddings import load_embeddings
+from sigrl_core.model.coefficients import chosen
 from sigrl_core.on_ray.parts import run_parts
 from sigrl_core.on_ray.session import connect
 from sigrl_core.parts import Job
@@ -93,7 +94,8 @@ def tag(
         StorageError: `config.out` cannot be written, or holds another run.
     """
     config, workers = _absolute(config), workers or Workers()
-    question, job, plan = _opened(config)
+    device = "cuda" if workers.gpus else "cpu"
+    question, job, plan = _opened(config, device)
     started = time.monotonic()
     with job.claimed(plan) as lease:
         parts = _plan_parts(config, job, job.path(LISTING), listing_of(config))
@@ -108,7 +110,7 @@ def tag(
         make_work = partial(
             _worker,
             config,
-            "cuda" if workers.gpus else "cpu",
+            device,
             question=question,
             waits=waiting(parts),
             retry_failed=retry_failed,
@@ -137,7 +139,7 @@ def tag(
 def dry_run(config: TagConfig, workers: Workers) -> str:
     """What `tag` would do, in lines; a few pictures are tagged to tell how long it takes. Raises as `tag`."""
     config = _absolute(config)
-    question, job, _ = _opened(config)
+    question, job, _ = _opened(config, "cpu")
     first: list[Row] = []
     listing = listing_of(config)
     listing = replace(listing, rows=_noting(listing.rows, first, NUM_SAMPLE))
@@ -165,9 +167,14 @@ def _noting(rows: Iterable[Row], noted: list[Row], most: int) -> Iterator[Row]:
         yield row
 
 
-def _opened(config: TagConfig) -> tuple[Question, Job, dict[str, Any]]:
+def _opened(config: TagConfig, device: str) -> tuple[Question, Job, dict[str, Any]]:
     """What is asked, in which folder, by which plan; refuses a folder of another plan."""
-    question = _question(config, load_checkpoint(config.checkpoint))
+    checkpoint = load_checkpoint(config.checkpoint)
+    question = _question(config, checkpoint)
+    if checkpoint.config.reconstruction.enabled:
+        how, bf16 = checkpoint.config.reconstruction, config.precision == "bf16"
+        told = chosen(how.implementation, how.coefficient_rank, device, bf16, trains=False)
+        print(f"tag: coefficients = {told}", file=sys.stderr)
     job, plan = Job(config.out, "_manifest.json"), _plan(config, question)
     job.agree(plan)
     return question, job, plan

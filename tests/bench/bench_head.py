@@ -1,19 +1,21 @@
 """The coefficient operator, SigRL's own cost: every implementation beside the plain equations and a bare product.
 
-    python tests/bench/bench_head.py [--quick]
+    python tests/bench/bench_head.py [--out runs/bench_head] [--quick]
 
-Both modules (pooled over patches, summed over labels), forward and backward, all implementations and the bare product
-in turns; medians. Needs torch alone (and Triton on a GPU), whose GPU it uses where there is one.
+Both modules (pooled over patches, summed over labels), all implementations and the bare product in turns; medians.
+Forward and backward, and forward alone as for tagging. Needs torch alone (and Triton on a GPU), whose GPU it uses where
+there is one.
 
 - `of_matmul_rate`: useful FLOP/s of `chunked` in float32, four products of 2 B P C D D a module, over that of a bare
   product of as many rows;
 - `speedup_vs_naive`, `bf16_speedup_vs_naive`: seconds of `naive` in float32 over those of `chunked`, its products in
   float32 and in bfloat16;
 - `memory_vs_naive`: the most memory beyond what the process had before, as a fraction of what `naive` takes, each in a
-  process of its own.
+  process of its own;
+- `inference_speedup`: seconds of `chunked` in float32 over those of the fastest way, forward alone.
 
-Then a table over labels, images and patches, the shape of NUS-WIDE (B32 P196 C925 D512), and the ranking loss at 7,186
-labels. Ends with one JSON line.
+Then a table over labels, images and patches, drawn in OUT/scaling.html, the shape of NUS-WIDE (B32 P196 C925 D512), the
+ranking loss at 7,186 labels and the label graph at 1,006 and 7,186. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -50,10 +52,9 @@ class Shape:
     def __str__(self) -> str:
         return f"B{self.B} P{self.P} C{self.C} D{self.D}"
 
-    @property
-    def flop(self) -> float:
-        """Of both modules, forward and backward, by four products: one forward, one made again, two of gradients."""
-        return 2 * 4 * 2.0 * self.B * self.P * self.C * self.D**2
+    def flop(self, trains: bool) -> float:
+        """Of both modules, one product forward, and with `trains` it made again and two of gradients."""
+        return 2 * (4 if trains else 1) * 2.0 * self.B * self.P * self.C * self.D**2
 
     @property
     def naive_bytes(self) -> float:
@@ -62,17 +63,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Way:
-    """An implementation, with its matrix products in float32 or bfloat16."""
+    """An implementation, with its matrix products in float32 or bfloat16; `int8` has its own."""
 
     implementation: str
     bf16: bool
 
     def __str__(self) -> str:
-        return f"{self.implementation}, {'bf16' if self.bf16 else 'fp32'}"
+        return self.implementation if self.implementation == "int8" else f"{self.implementation}, {self.products}"
+
+    @property
+    def products(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
 
 
-def prepared(way: Way, shape: Shape) -> Callable[[], None]:
-    """Both modules, forward and backward."""
+def prepared(way: Way, shape: Shape, trains: bool) -> Callable[[], None]:
+    """Both modules, forward, and with `trains` backward."""
     torch.manual_seed(0)
     B, P, C, D = shape.B, shape.P, shape.C, shape.D
 
@@ -89,19 +94,20 @@ def prepared(way: Way, shape: Shape) -> Callable[[], None]:
             (labels, weights[0], True, pooled_grad),
             (queries, weights[1], False, summed_grad),
         ):
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=way.bf16):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=way.bf16), torch.set_grad_enabled(trains):
                 out = function(patches, told, weight, pool)
-            torch.autograd.grad(out, (patches, told, *weight), grad)
+            if trains:
+                torch.autograd.grad(out, (patches, told, *weight), grad)
 
     return step
 
 
-def bare_product(bf16: bool, shape: Shape) -> Callable[[], None]:
+def bare_product(bf16: bool, shape: Shape, trains: bool) -> Callable[[], None]:
     """As many products of all vectors as `Shape.flop` counts."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     rows = torch.randn(min(1 << 15, shape.B * shape.P * shape.C), shape.D, device=DEVICE, dtype=dtype)
     weight, out = torch.randn(shape.D, shape.D, device=DEVICE, dtype=dtype), torch.empty_like(rows)
-    times = max(1, round(shape.flop / (2.0 * len(rows) * shape.D**2)))
+    times = max(1, round(shape.flop(trains) / (2.0 * len(rows) * shape.D**2)))
 
     def products() -> None:
         for _ in range(times):
@@ -123,15 +129,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _memory(way: Way, shape: Shape, pipe) -> None:
-    step = prepared(way, shape)
+def _memory(way: Way, shape: Shape, trains: bool, pipe) -> None:
+    step = prepared(way, shape, trains)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         pipe.send(torch.cuda.max_memory_allocated() - before)
         return
-    prepared(way, Shape(1, 4, 2, shape.D))()  # what a first call loads
+    prepared(way, Shape(1, 4, 2, shape.D), trains)()  # what a first call loads
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     step()
@@ -143,11 +149,11 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def memory(way: Way, shape: Shape) -> int:
-    """Bytes that forward and backward take at their peak, beyond inputs, in a process of their own."""
+def memory(way: Way, shape: Shape, trains: bool) -> int:
+    """Bytes taken at the peak, beyond inputs, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_memory, args=(way, shape, there))
+    process = context.Process(target=_memory, args=(way, shape, trains, there))
     process.start()
     there.close()
     try:
@@ -159,7 +165,7 @@ def memory(way: Way, shape: Shape) -> int:
 def in_turns(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median seconds of each."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
+    for call in calls.values() if rounds > 1 else ():
         call()  # once, for what is made on the way
     for _ in range(rounds):
         for name, call in calls.items():
@@ -167,37 +173,60 @@ def in_turns(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
-def ways() -> list[Way]:
-    names = [name for name in IMPLEMENTATIONS if name != "triton" or DEVICE == "cuda"]
-    return [Way(name, bf16) for name in names for bf16 in (False, True)]
+def ways(trains: bool) -> list[Way]:
+    names = [name for name in IMPLEMENTATIONS if name != "int8" and (name != "triton" or DEVICE == "cuda")]
+    some = [Way(name, bf16) for name in names for bf16 in (False, True)]
+    return some if trains or DEVICE != "cpu" else [*some, Way("int8", True)]
 
 
-def measured(shape: Shape, rounds: int, limit: float) -> list[dict]:
+def measured(shape: Shape, rounds: int, limit: float, trains: bool = True) -> list[dict]:
     """Rows of the table; ways that would take more than `limit` bytes are left out."""
-    some = [way for way in ways() if way.implementation != "naive" or shape.naive_bytes < limit]
-    calls = {f"product, {'bf16' if bf16 else 'fp32'}": bare_product(bf16, shape) for bf16 in (False, True)}
-    calls |= {str(way): prepared(way, shape) for way in some}
+    some = [way for way in ways(trains) if way.implementation != "naive" or shape.naive_bytes < limit]
+    products = {f"product, {'bf16' if bf16 else 'fp32'}": bf16 for bf16 in (False, True)}
+    calls = {name: bare_product(bf16, shape, trains) for name, bf16 in products.items()}
+    calls |= {str(way): prepared(way, shape, trains) for way in some}
     spent = in_turns(calls, rounds)
     rows = []
     for way in some:
-        ceiling = spent[f"product, {'bf16' if way.bf16 else 'fp32'}"]
-        used = memory(way, shape)
-        rows.append(
-            {
-                "shape": str(shape),
-                "way": str(way),
-                "seconds": spent[str(way)],
-                "gib": used / 2**30,
-                "gflops": shape.flop / spent[str(way)] / 1e9,
-                "of_product": ceiling / spent[str(way)],
-            }
-        )
+        took, used = spent[str(way)], memory(way, shape, trains)
+        row = {
+            "B": shape.B, "P": shape.P, "C": shape.C, "D": shape.D, "trains": trains, "way": str(way),
+            "seconds": took, "gib": used / 2**30, "gflops": shape.flop(trains) / took / 1e9,
+            "of_product": spent[f"product, {way.products}"] / took,
+        }  # fmt: skip
+        rows.append(row)
         print(
-            f"{shape!s:22} {way!s:16} {rows[-1]['seconds']:9.3f} s {rows[-1]['gib']:8.3f} GiB "
-            f"{rows[-1]['gflops']:9.1f} GFLOP/s  {rows[-1]['of_product']:5.2f} of the bare product",
+            f"{shape!s:22} {'forward, backward' if trains else 'forward':17} {way!s:16} {took:9.3f} s "
+            f"{row['gib']:8.3f} GiB {row['gflops']:9.1f} GFLOP/s  {row['of_product']:5.2f} of the bare product",
             flush=True,
         )
     return rows
+
+
+def drawn(rows: list[dict], out: Path) -> None:
+    """OUT/scaling.html: seconds and memory of forward and backward over labels, images and patches."""
+    from sigrl_core.report.charts import Line, line_chart, line_legend
+    from sigrl_core.report.markup import Section, whole_page
+
+    base, figures = Shape(), ""
+    for axis, name in (("C", "labels"), ("B", "images"), ("P", "patches")):
+        for measure, unit in (("seconds", "s"), ("gib", "GiB")):
+            lines = []
+            for way in dict.fromkeys(row["way"] for row in rows):
+                shapes = {row[axis]: row[measure] for row in rows if row["way"] == way and _varies(row, axis, base)}
+                lines.append(Line(way, sorted(shapes.items())))
+            head = f"{'Seconds' if unit == 's' else 'Memory'} over {name}"
+            chart = line_chart(head, lines, x_title=name, y_title=unit)
+            figures += f"<figure><figcaption><h3>{head}</h3>{line_legend(lines)}</figcaption>{chart}</figure>"
+    lead = f"{base} where not varied; forward and backward of both modules, {DEVICE}."
+    section = Section("scaling", "Scaling", f'<div class="panels">{figures}</div>')
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scaling.html").write_bytes(whole_page("The coefficient operator", lead, [section]))
+
+
+def _varies(row: dict, axis: str, base: Shape) -> bool:
+    """Whether all else is as in `base`."""
+    return row["trains"] and all(row[other] == getattr(base, other) for other in "BPCD" if other != axis)
 
 
 def ranking(B: int, C: int) -> dict[str, float]:
@@ -219,8 +248,19 @@ def ranking(B: int, C: int) -> dict[str, float]:
     return {"ranking_seconds": round(spent, 4), "ranking_mb_allocated_in_all": round(taken / 1e6, 1)}
 
 
+def label_graph(C: int, D: int = 512) -> float:
+    """Seconds of the label graph's forward and backward."""
+    from sigrl_core.config import GraphConfig
+    from sigrl_core.model.label_graph import LabelGraph
+
+    torch.manual_seed(0)
+    graph, labels_CD = LabelGraph(D, GraphConfig()).to(DEVICE), torch.randn(C, D, device=DEVICE, requires_grad=True)
+    return statistics.median(seconds(lambda: graph(labels_CD).sum().backward()) for _ in range(3))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_head"))
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     limit = 0.5 * (
@@ -234,18 +274,24 @@ def main() -> None:
     rows = measured(Shape(), rounds, limit)
     of = {row["way"]: row for row in rows}
     naive, fp32, bf16 = of["naive, fp32"], of["chunked, fp32"], of["chunked, bf16"]
+    forward = {row["way"]: row["seconds"] for row in measured(Shape(), rounds, limit, trains=False)}
     figures: dict[str, object] = {
         "of_matmul_rate": round(fp32["of_product"], 3),
         "speedup_vs_naive": round(naive["seconds"] / fp32["seconds"], 3),
         "bf16_speedup_vs_naive": round(naive["seconds"] / bf16["seconds"], 3),
         "memory_vs_naive": round(fp32["gib"] / naive["gib"], 3),
+        "inference_speedup": round(forward["chunked, fp32"] / min(forward.values()), 3),
+        "inference_fastest": min(forward, key=lambda way: forward[way]),
     }
     if not arguments.quick:
-        for changes in ({"C": 20}, {"C": 320}, {"B": 8}, {"P": 49}, {"P": 576}):
-            rows += measured(replace(Shape(), **changes), 3, limit)
+        for axis, values in {"C": (20, 320, 925), "B": (1, 4, 8), "P": (49, 400, 576)}.items():
+            for value in values:
+                rows += measured(replace(Shape(), **{axis: value}), 3, limit)
+        drawn(rows, arguments.out)
         rows += measured(Shape(32, 196, 925), 1, limit)
     figures |= ranking(64, 7186)
-    figures["rows"] = [{k: v if isinstance(v, str) else round(v, 4) for k, v in row.items()} for row in rows]
+    figures |= {f"label_graph_{C}_seconds": round(label_graph(C), 3) for C in (1006, 7186)}
+    figures["rows"] = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     print(json.dumps(figures | {"device": DEVICE}))
 
 

@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def difference(
     name: str, B: int, P: int, C: int, D: int, pool: bool, seed: int, rank: int | None = None, shared: bool = True,
-    dtype: torch.dtype = torch.float64, bf16: bool = False,
+    dtype: torch.dtype = torch.float64, bf16: bool = False, gradients: bool = True,
 ) -> float:  # fmt: skip
     """The largest relative difference to `naive` among value and gradients."""
     torch.manual_seed(seed)
@@ -34,10 +34,10 @@ def difference(
     leaves = [(torch.randn(*size, dtype=dtype, device=DEVICE) * scale).requires_grad_() for size, scale in sizes]
     found = []
     for each, in_bf16 in ((name, bf16), ("naive", False)):
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=in_bf16):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=in_bf16), torch.set_grad_enabled(gradients):
             out = IMPLEMENTATIONS[each](leaves[0], leaves[1], tuple(leaves[2:]), pool)
         told = (out * torch.linspace(-1, 1, D, dtype=dtype, device=DEVICE)).square().sum()
-        found.append([out.detach(), *torch.autograd.grad(told, leaves)])
+        found.append([out.detach(), *(torch.autograd.grad(told, leaves) if gradients else ())])
     return max(((ours - true).norm() / (true.norm() + 1e-9)).item() for ours, true in zip(*found, strict=True))
 
 
@@ -91,6 +91,30 @@ def test_the_extremes(soak: bool, pool: bool) -> None:
             assert difference(name, 1, P, C, D, pool, 0) < 1e-10
 
 
+@pytest.mark.parametrize("pool", [True, False])
+@settings(max_examples=25, deadline=None)
+@given(shape=capped(300_000))
+def test_eight_bits_are_close(pool: bool, shape: dict[str, Any]) -> None:
+    """Within 2 % of the norm; products in bfloat16 are within 1 %."""
+    shape |= {"pool": pool, "D": max(8, shape["D"])}
+    assert difference("int8", **shape, dtype=torch.float32, gradients=False) < 2e-2
+
+
+def test_tagging_in_bfloat16_multiplies_bytes_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    for name, function in IMPLEMENTATIONS.items():
+        monkeypatch.setitem(IMPLEMENTATIONS, name, lambda *given, n=name, f=function: (used.append(n), f(*given))[1])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    layer, X, Q = Coefficients(16), torch.randn(1, 4, 16), torch.randn(3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer.summed(X, Q)
+        with torch.no_grad():
+            layer.summed(X, Q)
+    with torch.no_grad():
+        layer.summed(X, Q)
+    assert used == ["chunked", "int8", "chunked"]
+
+
 def test_a_low_rank_layer_is_that_of_its_product() -> None:
     torch.manual_seed(0)
     low, full = Coefficients(12, rank=3).double(), Coefficients(12).double()
@@ -126,6 +150,11 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("auto", None, "cuda", True) == "triton"
     monkeypatch.delitem(IMPLEMENTATIONS, "triton")
     assert chosen("auto", None, "cuda", True) == "chunked"
+    for told, expected in (({"avx512_vnni": True}, "int8"), ({"avx_vnni": True}, "int8"), ({"sse2": True}, "chunked")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told)
+        assert chosen("auto", None, "cpu", True, trains=False) == expected
+        assert chosen("auto", None, "cpu", True) == chosen("auto", 4, "cpu", True, trains=False) == "chunked"
+        assert chosen("auto", None, "cpu", False, trains=False) == "chunked"
     with pytest.raises(ConfigError, match="Triton is not installed here; choose another one"):
         Coefficients(4, implementation="triton").summed(torch.zeros(1, 2, 4), torch.zeros(3, 4))
     with pytest.raises(ConfigError, match="the kernels know a full matrix alone"):
