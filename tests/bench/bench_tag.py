@@ -8,8 +8,9 @@ each, all at the same niceness. In turns, several rounds for the quickstart mode
 - bare forward: each of two processes tags pictures in memory already, cropped, in the same batches;
 - bare parts: one process gets, decodes and tags the pictures one stage after the other; CPU-seconds of each, those of
   the store's processes included, since they run on the same cores;
-- ours: tag.py's own function over the bucket, by its run log, without the first part of each worker: the bare forward
-  is warm as well. What that part takes more than the others is `warm_up_s`.
+- ours: tag.py's own function over the bucket, by its run log: the rates of its workers together, each from the end of
+  its first part to the end of its last, as the bare forward is warm and its processes end when they end too. What a
+  first part takes more than the others is `warm_up_s`, how long one worker waits at the end for the other `tail_s`.
 
 `of_bare_forward` is our rate / that of the bare forward; `of_bare_sum` is our rate / (cores / CPU-seconds a picture of
 the bare parts). Where getting and decoding use the cores that the model wants, `of_bare_forward` cannot be more than
@@ -43,7 +44,7 @@ from tests.conftest import COCO160, untrained_checkpoint
 from tests.e2e.conftest import Store, started_store
 from tests.photographs import write_photographs
 
-WORKERS, BATCH, ROWS_PER_PART = 2, 32, 250
+WORKERS, BATCH, ROWS_PER_PART = 2, 32, TagConfig.rows_per_part
 
 
 def checkpoint_of(name: str, out: Path) -> str:
@@ -111,22 +112,23 @@ def cpu_seconds(store: Store) -> float:
 
 
 def ours(checkpoint: str, bucket: str, out: str, rows_per_part: int) -> dict[str, float]:
-    """Pictures a second of two workers that are warm, and how much longer the first part of each takes."""
+    """Pictures a second of two workers that are warm, how much longer the first part of each takes, and how much later
+    the last one ends."""
     config = TagConfig(checkpoint=checkpoint, images=bucket, out=out, batch_size=BATCH, rows_per_part=rows_per_part)
     manifest = tag(config, Workers(most=WORKERS))
-    parts: list[tuple[int, float, float, int]] = []
+    of_worker: dict[int, list[tuple[float, float, int]]] = {}
     lines = storage.read_bytes(f"{out}/run_log.jsonl").splitlines()
     for line, file in zip(map(json.loads, lines), manifest["files"], strict=True):
         start = datetime.fromisoformat(line["started"]).timestamp()
-        parts.append((line["process"], start, start + line["seconds"], file["rows"]))
-    first = [min(part for part in parts if part[0] == process) for process in {part[0] for part in parts}]
-    warm = [part for part in parts if part not in first]
-    seconds = max(end for _, _, end, _ in warm) - min(start for _, start, _, _ in warm)
-    lasted = [[end - start for _, start, end, _ in some] for some in (first, warm)]
-    return {
-        "ours": sum(rows for *_, rows in warm) / seconds,
-        "warm_up_s": statistics.mean(lasted[0]) - statistics.mean(lasted[1]),
-    }
+        of_worker.setdefault(line["process"], []).append((start, start + line["seconds"], file["rows"]))
+    rate, lasted, ends = 0.0, ([], []), []
+    for (start, ready, _), *warm in map(sorted, of_worker.values()):
+        ends.append(warm[-1][1])
+        rate += sum(rows for *_, rows in warm) / (ends[-1] - ready)
+        lasted[0].append(ready - start)
+        lasted[1].extend(end - start for start, end, _ in warm)
+    warm_up = statistics.mean(lasted[0]) - statistics.mean(lasted[1])
+    return {"ours": rate, "warm_up_s": warm_up, "tail_s": max(ends) - min(ends)}
 
 
 def measured(name: str, bucket: str, keys: list[str], store: Store, out: Path, rounds: int) -> dict[str, float]:
@@ -155,7 +157,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     torch.set_num_threads(1)
-    small, large = (1600, 256) if arguments.quick else (4000, 512)
+    small, large = (1600, 256) if arguments.quick else (12_000, 512)
     write_photographs(COCO160, out / "photographs", small)
     shutil.rmtree(out / "store", ignore_errors=True)
     with started_store(out / "store") as store:
