@@ -198,6 +198,11 @@ def tables(seeds: int) -> dict[str, Table]:
         mkt("no SVFR, no label graph", **SHORT_MKT),
         mkt("no SVFR, propagation", graph__propagation=True, **SHORT_MKT),
     ]
+    ranks = [sigrl("full matrices (published form)", **SHORT)]
+    ranks += [
+        sigrl(f"rank {rank}, {rank / 64:.2g} of the products", reconstruction__coefficient_rank=rank, **SHORT)
+        for rank in (4, 8, 16, 32)
+    ]
     return {
         "zero_shot": Table(
             "Zero-shot and generalised zero-shot",
@@ -220,6 +225,13 @@ def tables(seeds: int) -> dict[str, Table]:
             graphs,
             loose,
             graphs[0].name,
+        ),
+        "coefficient_rank": Table(
+            "Coefficient matrices of low rank",
+            "`reconstruction.coefficient_rank`; the small CLIP's embedding is 128 wide. Three epochs.",
+            ranks,
+            loose,
+            ranks[0].name,
         ),
         "losses": Table("Losses, all labels known", "Three epochs.", losses, loose, losses[0].name),
         "single_positive": Table(
@@ -357,30 +369,41 @@ def cell(numbers: np.ndarray) -> str:
     return f"{known.mean():.1f}{spread}{missing}"
 
 
-def page(results: Results, chosen: dict[str, Table]) -> str:
-    lines = [
-        "# Results on the built-in corpus",
-        "",
-        f"Written by `python tests/bench/bench_results.py --out runs/results` on {date.today()}; do not edit. "
-        "mAP in percent, mean ± standard deviation over runs. Every run of a row is the command in its last "
-        "column, under `pipelines/`, on a corpus of its own seed. Settings were chosen by the column *validation* (mAP "
-        "of seen labels on pictures held out of training). Δ is the paired difference in the measure it names.",
+HEAD = (
+    "# Results on the built-in corpus\n\nWritten by `python tests/bench/bench_results.py --out runs/results`; do not "
+    "edit. mAP in percent, mean ± standard deviation over runs. Every run of a row is the command in its last "
+    "column, under `pipelines/`, on a corpus of its own seed. Settings were chosen by the column *validation* (mAP "
+    "of seen labels on pictures held out of training). Δ is the paired difference in the measure it names.\n"
+)
+
+
+def page(results: Results, chosen: dict[str, Table], everything: dict[str, Table], before: str) -> str:
+    """The page `before`, with the tables chosen written anew."""
+    _, *old = before.split("\n## ")
+    kept = {each.partition("\n")[0]: each.rstrip() for each in old}
+    written = [
+        section(results, table) if name in chosen else kept[table.title]
+        for name, table in everything.items()
+        if name in chosen or table.title in kept
     ]
-    for table in chosen.values():
-        measure = COLUMNS[table.measure]
-        lines += ["", f"## {table.title}", "", f"{table.text} {len(table.runs)} runs.", ""]
-        lines += [
-            f"| row | {' | '.join(COLUMNS.values())} | Δ {measure} to *{table.beside}* | command |",
-            f"|---|{'---|' * (len(COLUMNS) + 2)}",
-        ]
-        other = next(row for row in table.rows if row.name == table.beside)
-        base = values(results, table, other)[table.measure]
-        for row in table.rows:
-            found = values(results, table, row)
-            gap = "" if row is other else cell(found[table.measure] - base)
-            cells = " | ".join(cell(found[column]) for column in COLUMNS)
-            lines.append(f"| {row.name} | {cells} | {gap} | `{row.command}` |")
-    return "\n".join(lines) + "\n"
+    return "\n## ".join([HEAD, *(f"{each}\n" for each in written)])
+
+
+def section(results: Results, table: Table) -> str:
+    measure = COLUMNS[table.measure]
+    lines = [
+        f"{table.title}\n\n{table.text} {len(table.runs)} runs, {date.today()}.\n",
+        f"| row | {' | '.join(COLUMNS.values())} | Δ {measure} to *{table.beside}* | command |",
+        f"|---|{'---|' * (len(COLUMNS) + 2)}",
+    ]
+    other = next(row for row in table.rows if row.name == table.beside)
+    base = values(results, table, other)[table.measure]
+    for row in table.rows:
+        found = values(results, table, row)
+        gap = "" if row is other else cell(found[table.measure] - base)
+        cells = " | ".join(cell(found[column]) for column in COLUMNS)
+        lines.append(f"| {row.name} | {cells} | {gap} | `{row.command}` |")
+    return "\n".join(lines)
 
 
 def figures(results: Results, chosen: dict[str, Table]) -> dict[str, Any]:
@@ -415,13 +438,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = {name: everything[name] for name in options.tables or everything}
     results = Results(options.out, options.quick)
     target = options.out / "RESULTS.md" if options.quick else PAGE
+
+    def write() -> None:
+        before = target.read_text() if target.exists() else ""
+        target.write_text(page(results, chosen, everything, before))
+
     for table in {} if options.only_write else chosen.values():
         for data, seed in dict.fromkeys(table.runs):  # a whole seed first: half a table can be read
             for row in table.rows:
                 results.measure(row, data, seed)
-                target.write_text(page(results, everything))
+                write()
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(results, everything))
+    write()
     print(f"written: {target}")
     print(json.dumps(figures(results, chosen)))
 
