@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sigrl_core import storage
-from sigrl_core.errors import ShardError, SigrlError, StorageError
+from sigrl_core.errors import ShardError, SigrlError, StorageError, VocabularyError
 from sigrl_core.vocabulary import Vocabulary
 
 PRESENT, ABSENT, UNKNOWN = 1, -1, 0
@@ -54,6 +54,14 @@ QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for n
 DUPLICATES_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("uri", "sha256", "kind")])
 
 _AGAIN = "run preprocess.py again"
+
+
+def load_vocabulary(uri: str) -> Vocabulary:
+    """A label file, see `Vocabulary.parse`; raises StorageError or VocabularyError where it is none."""
+    try:
+        return Vocabulary.parse(storage.read_bytes(storage.absolute(uri)).decode(), uri)
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{uri}: not UTF-8 text ({error}); save it as plain text") from error
 
 
 def feature_schema(tokens: int, width: int) -> pa.Schema:

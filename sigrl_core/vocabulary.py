@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, get_args
 
 from sigrl_core.errors import VocabularyError
@@ -126,17 +125,6 @@ class Vocabulary:
         if not len(vocabulary):
             raise VocabularyError(f"{where}: no labels found; write one label per line")
         return vocabulary
-
-    @classmethod
-    def load(cls, path: str | Path) -> Vocabulary:
-        """Reads a local vocabulary file; see `parse`."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise VocabularyError(f"{path}: no such vocabulary file; write one label per line into it") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise VocabularyError(f"{path}: cannot be read as UTF-8 text ({error}); save it as plain text") from error
-        return cls.parse(text, str(path))
 
 
 def json_rows(text: str) -> list:

@@ -22,7 +22,7 @@ from sigrl_core.corpora import WALKED, get_corpus, label_states, told
 from sigrl_core.corpora.listing_file import Listed, parts_of, read_listed, read_part, write_listing
 from sigrl_core.corpora.pictures import fetch
 from sigrl_core.duplicates import first_of_equals, first_of_near
-from sigrl_core.errors import CorpusError, ImageError, StorageError, VocabularyError
+from sigrl_core.errors import CorpusError, ImageError, StorageError
 from sigrl_core.images import to_jpeg
 from sigrl_core.on_ray.parts import Work, run_parts
 from sigrl_core.on_ray.session import connect
@@ -38,6 +38,7 @@ from sigrl_core.records import (
     decode_states,
     encode_states,
     from_parquet,
+    load_vocabulary,
     seal,
     sha256_of,
     split_of,
@@ -65,7 +66,7 @@ def preprocess(config: PreprocessConfig, workers: int | None = None, retry_faile
     config = _absolute(config)
     job = Job(config.out)
     listing = get_corpus(config.corpus)(config.images, config.annotations)
-    vocabulary = None if config.vocabulary is None else _load_vocabulary(config.vocabulary)
+    vocabulary = None if config.vocabulary is None else load_vocabulary(config.vocabulary)
     plan = {**_portable(config), "vocabulary_hash": vocabulary and vocabulary.hash}
     write = partial(
         write_listing,
@@ -117,13 +118,6 @@ def _absolute(config: PreprocessConfig) -> PreprocessConfig:
     names = ("images", "annotations", "vocabulary", "out")
     paths = {name: value and storage.absolute(value) for name in names for value in [getattr(config, name)]}
     return dataclasses.replace(config, **paths)
-
-
-def _load_vocabulary(uri: str) -> Vocabulary:
-    try:
-        return Vocabulary.parse(storage.read_bytes(uri).decode(), uri)
-    except UnicodeDecodeError as error:
-        raise VocabularyError(f"{uri}: not UTF-8 text ({error}); save it as plain text") from error
 
 
 def _portable(config: PreprocessConfig) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from sigrl_core.model.coefficients import chosen
 from sigrl_core.on_ray.parts import run_parts
 from sigrl_core.on_ray.session import connect
 from sigrl_core.parts import Job
-from sigrl_core.records import seal, sha256_of
+from sigrl_core.records import load_vocabulary, seal, sha256_of
 from sigrl_core.report.tagging import Run, Summary, write_tagging_page
 from sigrl_core.tagger import Tagger
 from sigrl_core.tagging import (
@@ -52,7 +52,6 @@ from sigrl_core.tagging import (
     plan_ranges,
     waiting,
 )
-from sigrl_core.vocabulary import Vocabulary
 
 RANGES, SUCCESS = "ranges.json", "_SUCCESS"
 NUM_SAMPLE = 64
@@ -202,7 +201,7 @@ def _plan(config: TagConfig, question: Question) -> dict[str, Any]:
 
 def _question(config: TagConfig, checkpoint: Checkpoint) -> Question:
     """Refuses what the checkpoint cannot answer, before anything is written."""
-    vocabulary = checkpoint.vocabulary if config.vocabulary is None else Vocabulary.load(config.vocabulary)
+    vocabulary = checkpoint.vocabulary if config.vocabulary is None else load_vocabulary(config.vocabulary)
     embeddings_CE = load_embeddings(config.label_embeddings, vocabulary) if config.label_embeddings else None
     tagger = Tagger(checkpoint)
     if config.threshold is not None:

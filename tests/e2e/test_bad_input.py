@@ -255,7 +255,7 @@ def test_evaluate(world: Path, tmp_path: Path, data: str, expected: list[str]) -
 @pytest.mark.parametrize(
     ("vocabulary", "expected"),
     [
-        ("missing.txt", ["missing.txt", "no such vocabulary file", "write one label per line"]),
+        ("missing.txt", ["missing.txt", "no such file"]),
         ("nothing.txt", ["nothing.txt", "no labels found", "write one label per line"]),
         ("twice.txt", ["twice.txt", "listed twice: cat"]),
         ("binary.txt", ["binary.txt", "save it as plain text"]),

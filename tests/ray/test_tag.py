@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from sigrl_core.config import PreprocessConfig, TagConfig
-from sigrl_core.errors import CheckpointError, ConfigError, CorpusError, StorageError, VocabularyError
+from sigrl_core.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from sigrl_core.images import REASONS
 from sigrl_core.on_ray.ingest import preprocess
 from sigrl_core.on_ray.tag import Workers, dry_run, tag
+from sigrl_core.records import load_vocabulary
 from sigrl_core.tagger import Tagger
-from sigrl_core.vocabulary import Vocabulary
 from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
 from tests.hostile import hostile
 
@@ -151,7 +151,7 @@ def test_inputs_that_cannot_be_used(checkpoint: Path, album: Path, tmp_path: Pat
         (CheckpointError, "no checkpoint here", {"checkpoint": str(album)}),
         (CorpusError, "no such folder of pictures", {"images": str(tmp_path / "missing")}),
         (CorpusError, "no files under it", {"images": str(tmp_path / "empty")}),
-        (VocabularyError, "no such vocabulary file", {"vocabulary": str(tmp_path / "missing.txt")}),
+        (StorageError, "no such file", {"vocabulary": str(tmp_path / "missing.txt")}),
     ):
         with pytest.raises(kind, match=message):
             tag(dataclasses.replace(config, **changes))
@@ -365,7 +365,7 @@ def test_thousands_of_labels(checkpoint: Path, album: Path, tmp_path: Path) -> N
     (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
     tag(config_for(checkpoint, album, tmp_path / "out", vocabulary=str(tmp_path / "words.txt"), local_candidates=20))
     tagger = Tagger.load(str(checkpoint), local_candidates=20)
-    asked = Vocabulary.load(str(tmp_path / "words.txt"))
+    asked = load_vocabulary(str(tmp_path / "words.txt"))
     for row in tagged_rows(tmp_path / "out"):
         (tags,) = tagger.tag([(album / row["uri"]).read_bytes()], asked)
         assert tags.labels == [item["label"] for item in row["tags"]]

@@ -1,6 +1,7 @@
 import pytest
 
-from sigrl_core.errors import VocabularyError
+from sigrl_core.errors import StorageError, VocabularyError
+from sigrl_core.records import load_vocabulary
 from sigrl_core.vocabulary import Label, Vocabulary
 
 pytestmark = pytest.mark.unit
@@ -66,10 +67,10 @@ def test_what_is_no_label_list(text: str, message: str) -> None:
 
 
 def test_files(tmp_path) -> None:
-    with pytest.raises(VocabularyError, match="no such vocabulary file"):
-        Vocabulary.load(tmp_path / "missing.txt")
+    with pytest.raises(StorageError, match=r"missing.txt: no such file"):
+        load_vocabulary(str(tmp_path / "missing.txt"))
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(VocabularyError, match="UTF-8"):
-        Vocabulary.load(tmp_path / "latin.txt")
+        load_vocabulary(str(tmp_path / "latin.txt"))
     (tmp_path / "good.txt").write_text("café\n", encoding="utf-8")
-    assert Vocabulary.load(tmp_path / "good.txt").names == ["café"]
+    assert load_vocabulary(str(tmp_path / "good.txt")).names == ["café"]
