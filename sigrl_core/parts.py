@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from sigrl_core import storage
 from sigrl_core.errors import StorageError
 
-BEAT_SECONDS = 3.0
+BEAT_SECONDS = 5.0
 """How often a run says that it is there."""
 SILENT_SECONDS = 20.0
 """How long a lease must not change before its holder counts as dead."""
@@ -247,9 +247,9 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return storage.read_json(self.uri) if storage.exists(self.uri) else None
+            return storage.read_json(self.uri)
         except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):  # let go between the two
+            if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
 

@@ -1,10 +1,14 @@
-"""`ray job submit` of a command to a cluster that asks for a token: the code travels, the loss curve is the same."""
+"""`ray job submit` of the commands of cluster/kuberay/jobs to a cluster that asks for a token.
+
+The code travels, the loss curve is the same.
+"""
 
 import contextlib
 import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -24,7 +28,9 @@ from sigrl_core.checkpoint import checkpoint_version
 from sigrl_core.records import ShardFolder
 from sigrl_core.serving.client import Client, ServerError
 from sigrl_core.serving.keys import add_key
+from sigrl_core.vocabulary import Vocabulary
 from tests.conftest import REPOSITORY, untrained_checkpoint, without_clock
+from tests.drawn import write_drawn
 from tests.processes import apart_from_ray, family, free_ports
 
 pytestmark = pytest.mark.e2e
@@ -99,24 +105,40 @@ def checkout(tmp_path_factory) -> Path:
     shutil.copy(REPOSITORY / ".gitignore", folder)
     version = folder / "sigrl_core" / "__init__.py"
     version.write_text(re.sub(r'__version__ = "(.*)"', r'__version__ = "\1+uploaded"', version.read_text()))
-    for name in (".git", ".venv", "runs", "sigrl_core/__pycache__"):
+    for name in (".git", ".venv", "runs", "docs", "tests", "sigrl_core/__pycache__"):
         (folder / name).mkdir()
         (folder / name / "large").write_bytes(secrets.token_bytes(3_000_000))
     return folder
 
 
+def words_of(job: str, store: Path, *flags: str) -> list[str]:
+    """The command of a manifest, of the quickstart's preset, with flags for a small model and machine after its own."""
+    manifest = yaml.safe_load((REPOSITORY / "cluster" / "kuberay" / "jobs" / f"{job}.yaml").read_text())
+    command = manifest["spec"]["entrypoint"].replace("$STORE", str(store)).replace("clip_zero_shot", "quickstart")
+    return [*shlex.split(command), *flags]
+
+
+def submitted(cluster: Cluster, checkout: Path, words: list[str]) -> str:
+    """What a job prints that ended well."""
+    environment = ["--runtime-env", str(REPOSITORY / "cluster" / "runtime_env.yaml")]
+    submit = [str(RAY), "job", "submit", "--working-dir", ".", *environment, "--", *words]
+    job = subprocess.run(submit, cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    assert job.returncode == 0, job
+    assert "Traceback" not in job.stdout + job.stderr
+    return job.stdout
+
+
 def test_a_submitted_job_trains_as_the_plain_command(
     cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path, command
 ) -> None:
-    def arguments(out: Path) -> list[str]:
-        settings = ["--backbone.pretrained", "random", "--training.epochs", "2", "--scale.workers", "2"]
-        return ["pipelines/train.py", "quickstart", "--data", toybox_shards.uri, "--out", str(out), *settings]
+    def words(store: Path) -> list[str]:
+        store.mkdir()
+        (store / "shards").symlink_to(toybox_shards.uri)
+        small = "--scale.no-gpus --scale.workers 2 --backbone.pretrained random --training.epochs 2"
+        return words_of("train", store, *small.split())
 
-    submit = [str(RAY), "job", "submit", "--working-dir", ".", "--", "python", *arguments(tmp_path / "job")]
-    job = subprocess.run(submit, cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=240)
-    assert job.returncode == 0, job
-    assert f"checkpoint: {tmp_path}/job/checkpoint" in job.stdout.splitlines()
-    assert "Traceback" not in job.stdout + job.stderr
+    told = submitted(cluster, checkout, words(tmp_path / "job"))
+    assert f"checkpoint: {tmp_path}/job/run/checkpoint" in told.splitlines()
 
     packages = cluster.folder / "session_latest" / "runtime_resources" / "working_dir_files"
     (unpacked,) = [path for path in packages.iterdir() if path.is_dir()]
@@ -125,35 +147,44 @@ def test_a_submitted_job_trains_as_the_plain_command(
     assert not [name for name in sizes if name.endswith("large")]
     assert sum(sizes.values()) < 2_000_000
 
-    manifest = json.loads((tmp_path / "job" / "checkpoint" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "job" / "run" / "checkpoint" / "manifest.json").read_text())
     assert manifest["code_version"].endswith("+uploaded")  # workers ran the code that travelled, not what is installed
 
-    plain = command(*arguments(tmp_path / "plain"))
+    plain = command(*words(tmp_path / "plain")[1:])
     assert plain.returncode == 0, plain.stderr
     curves = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()]
         for name in ("job", "plain")
     ]
-    for submitted, direct in zip(*curves, strict=True):
-        assert without_clock(submitted) == pytest.approx(without_clock(direct), rel=TOLERANCE)
+    for through_job, direct in zip(*curves, strict=True):
+        assert without_clock(through_job) == pytest.approx(without_clock(direct), rel=TOLERANCE)
         assert direct["train/loss"] > 0
 
 
 def test_a_submitted_search(cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path) -> None:
-    out = tmp_path / "search"
-    run = f"--data {toybox_shards.uri} --out {out} --backbone.pretrained random --training.epochs 2 --trials 3"
-    submit = [str(RAY), "job", "submit", "--working-dir", ".", "--", "python", "pipelines/tune.py", "quickstart"]
-    job = subprocess.run(
-        [*submit, *run.split()], cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=300
-    )
-    assert job.returncode == 0, job
-    assert "Traceback" not in job.stdout + job.stderr
-    assert "3 trials, " in job.stdout
+    (tmp_path / "shards").symlink_to(toybox_shards.uri)
+    small = "--gpus-per-worker 0 --concurrency 1 --backbone.pretrained random --training.epochs 2 --trials 3"
+    told, out = submitted(cluster, checkout, words_of("tune", tmp_path, *small.split())), tmp_path / "search"
+    assert "3 trials, " in told
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert [row["trial"] for row in rows] == [0, 1, 2]
     assert all(row["state"] in ("complete", "stopped") and row["objective"] > 0 for row in rows), rows
     manifest = json.loads((out / "checkpoint" / "manifest.json").read_text())
     assert manifest["code_version"].endswith("+uploaded")  # trials, too, ran the code that travelled
+
+
+def test_submitted_preprocessing_and_tagging(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
+    write_drawn(tmp_path, 30, 48)
+    (tmp_path / "pictures").rename(tmp_path / "photos")
+    names = Vocabulary.parse((tmp_path / "vocabulary.json").read_text(), "drawn").subset("seen").names
+    (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
+    told = submitted(cluster, checkout, words_of("preprocess", tmp_path))
+    assert "30 rows" in told
+    untrained_checkpoint(tmp_path / "run")
+    small = "--gpus-per-worker 0 --workers 1 --decode-tasks 1"
+    told = submitted(cluster, checkout, words_of("tag", tmp_path, *small.split()))
+    assert "30 rows: 30 tagged" in told
+    assert pq.read_table(tmp_path / "tags" / "tags").num_rows == 30
 
 
 def test_without_the_token_nothing_is_taken(cluster: Cluster, tmp_path: Path) -> None:

@@ -1,0 +1,187 @@
+"""The commands of cluster/kuberay/jobs on three nodes that ask for a token, one of them killed in every stage.
+
+Each node is processes of its own on this machine, the head without CPUs, as the manifests have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sigrl_core.records import ShardFolder
+from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
+from tests.drawn import write_drawn
+from tests.e2e.test_job_submit import RAY, is_open, words_of
+from tests.processes import apart_from_ray, family, free_ports, wait_for
+
+pytestmark = pytest.mark.e2e
+
+PICTURES = 400
+
+
+class Nodes:
+    """A head without CPUs and two workers of two.
+
+    Attributes:
+        environment: of who submits jobs.
+    """
+
+    def __init__(self, folder: Path, token: Path) -> None:
+        self.folder = folder
+        self.gcs, dashboard, client, agent = free_ports(4)
+        token.write_text(secrets.token_hex(32))
+        self.environment = {
+            **{name: value for name, value in apart_from_ray().items() if name != "PYTHONPATH"},
+            "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        }
+        head = f"--head --num-cpus=0 --port={self.gcs} --dashboard-port={dashboard} --ray-client-server-port={client}"
+        self.processes = [self._start(*head.split(), f"--temp-dir={folder}", agent=agent)]
+        wait_for(lambda: is_open(dashboard), self.processes[0], self.log, 90)
+        for _ in range(2):
+            self.add()
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "started.log"
+
+    def _start(self, *arguments: str, agent: int) -> subprocess.Popen:
+        common = ["--block", "--disable-usage-stats", "--object-store-memory=200000000"]
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [str(RAY), "start", *arguments, *common, f"--dashboard-agent-listen-port={agent}"],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def add(self) -> None:
+        (agent,) = free_ports(1)
+        self.processes.append(self._start(f"--address=127.0.0.1:{self.gcs}", "--num-cpus=2", agent=agent))
+
+    def kill(self, number: int) -> None:
+        """SIGKILL for all processes of a node."""
+        node = self.processes.pop(number)
+        for pid in family(node.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait()
+
+    def lose_one(self) -> None:
+        """Kills the older of the workers; another one comes."""
+        self.kill(1)
+        self.add()
+
+    def submit(self, words: list[str], log: Path, checkout: Path = REPOSITORY) -> subprocess.Popen:
+        """Submits a job and follows what it says."""
+        environment = ["--runtime-env", str(REPOSITORY / "cluster" / "runtime_env.yaml")]
+        command = [str(RAY), "job", "submit", "--working-dir", ".", *environment, "--", *words]
+        with log.open("w") as told:
+            return subprocess.Popen(command, cwd=checkout, env=self.environment, stdout=told, stderr=told)
+
+    def run(self, words: list[str], log: Path, half_way: Callable[[], bool], result: Path) -> str:
+        """What a job says that loses a node when it is `half_way` to its result, and ends well."""
+        job = self.submit(words, log)
+        try:
+            wait_for(half_way, job, log)
+            self.lose_one()
+            assert not result.exists(), "the job was done before the node was lost"
+            assert job.wait(300) == 0, log.read_text()
+        finally:
+            job.kill()
+        assert result.exists()
+        return log.read_text()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with tempfile.TemporaryDirectory(prefix="n", dir="/tmp") as short:  # a socket's path has at most 107 letters
+        cluster = Nodes(Path(short), tmp_path_factory.mktemp("token") / "token")
+        try:
+            yield cluster
+        finally:
+            for number in reversed(range(len(cluster.processes))):
+                cluster.kill(number)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the manifests call STORE."""
+    folder = tmp_path_factory.mktemp("home")
+    write_drawn(folder, PICTURES, 48)
+    (folder / "pictures").rename(folder / "photos")
+    rows = json.loads((folder / "vocabulary.json").read_text())
+    seen = [row["label"] for row in rows if row.get("split", "seen") == "seen"]
+    (folder / "labels.txt").write_text("\n".join(seen) + "\n")
+    return folder
+
+
+def count(folder: Path, pattern: str) -> int:
+    return len(list(folder.glob(pattern)))
+
+
+SMALL = "--backbone.pretrained random"
+
+
+@pytest.mark.soak
+def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, command, soak: bool) -> None:
+    """Short form: preprocessing and tagging."""
+    log = tmp_path / "log"
+    words = words_of("preprocess", home, "--rows-per-shard", "8")
+    told = nodes.run(words, log, lambda: count(home, "shards/parts/*.json") >= 3, home / "shards" / "manifest.json")
+    assert f"{PICTURES} rows in" in told
+    elsewhere = [word.replace(f"{home}/shards", f"{home}/undisturbed") for word in words]
+    assert command(*elsewhere[1:]).returncode == 0
+    assert ShardFolder.open(str(home / "shards")).manifest["rows_in"] == PICTURES
+    assert fingerprint(home / "shards") == fingerprint(home / "undisturbed")
+
+    if soak:
+        small = f"{SMALL} --scale.no-gpus --scale.workers 2 --training.epochs 4"
+        metrics = home / "run" / "metrics.jsonl"
+        words = words_of("train", home, *small.split())
+        told = nodes.run(
+            words,
+            log,
+            lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2,
+            home / "run" / "checkpoint" / "manifest.json",
+        )
+        assert f"checkpoint: {home}/run/checkpoint" in told
+        epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+        assert epochs == list(range(len(epochs)))
+        assert len(epochs) == 4
+
+        small = f"{SMALL} --gpus-per-worker 0 --concurrency 2 --training.epochs 2 --trials 4"
+        words = words_of("tune", home, *small.split())
+        nodes.run(words, log, lambda: count(home, "search/**/metrics.jsonl") >= 1, home / "search" / "trials.parquet")
+        rows = pq.read_table(home / "search" / "trials.parquet").to_pylist()
+        assert [row["trial"] for row in rows] == [0, 1, 2, 3]
+        assert all(row["state"] in ("complete", "stopped") for row in rows), rows
+    else:
+        untrained_checkpoint(home / "run")
+
+    small = "--gpus-per-worker 0 --workers 2 --decode-tasks 1 --rows-per-part 8 --batch-size 4"
+    words = words_of("tag", home, *small.split())
+    job = nodes.submit(words, log)
+    wait_for(lambda: count(home, "tags/parts/*.json") >= 2, job, log)
+    (name,) = {word for word in log.read_text().replace("'", " ").split() if word.startswith("raysubmit_")}
+    stopped = [str(RAY), "job", "stop", name]
+    assert subprocess.run(stopped, env=nodes.environment, capture_output=True, timeout=60).returncode == 0
+    assert job.wait(60) != 0
+    assert not (home / "tags" / "_SUCCESS").exists()
+    done = count(home, "tags/parts/*.json")
+    told = nodes.run(words, log, lambda: count(home, "tags/parts/*.json") > done, home / "tags" / "_SUCCESS")
+    assert f"{PICTURES} rows: {PICTURES} tagged" in told
+    rows = tagged_rows(home / "tags")
+    assert len({row["uri"] for row in rows}) == len(rows) == PICTURES
