@@ -12,6 +12,7 @@ there is one.
   float32 and in bfloat16;
 - `memory_vs_naive`: the most memory beyond what the process had before, as a fraction of what `naive` takes, each in a
   process of its own;
+- `memory_growth_c64_c1024`: the workspace at 1,024 labels over that at 64, as bench_memory.py follows it;
 - `inference_speedup`: seconds of `chunked` in float32 over those of the fastest way, forward alone.
 
 Then a table over labels, images and patches, drawn in OUT/scaling.html, the shape of NUS-WIDE (B32 P196 C925 D512), the
@@ -36,6 +37,7 @@ import torch
 from torch import Tensor
 
 from sigrl_core.model.coefficients import IMPLEMENTATIONS
+from tests.bench.bench_memory import growth
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAIVE_TENSORS = 8
@@ -289,6 +291,8 @@ def main() -> None:
                 rows += measured(replace(Shape(), **{axis: value}), 3, limit)
         drawn(rows, arguments.out)
         rows += measured(Shape(32, 196, 925), 1, limit)
+    grown = growth(2, 196, 128 if arguments.quick else 512)
+    figures["memory_growth_c64_c1024"] = round(1 + max(grown.values()), 4)
     figures |= ranking(64, 7186)
     figures |= {f"label_graph_{C}_seconds": round(label_graph(C), 3) for C in (1006, 7186)}
     figures["rows"] = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
