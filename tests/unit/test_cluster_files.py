@@ -172,3 +172,10 @@ def test_the_image() -> None:
     copied = ("constraints.txt", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "sigrl_core", "pipelines")
     taken = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in copied} == {line for line in taken if line.startswith("!")}
+
+
+def test_the_table_of_scaling_is_what_the_model_says() -> None:
+    told = subprocess.run([sys.executable, str(CLUSTER / "scaling.py")], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() in (REPOSITORY / "docs" / "SCALING.md").read_text()
+    dearer = [sys.executable, str(CLUSTER / "scaling.py"), "--gpu-hour", "25"]
+    assert subprocess.run(dearer, capture_output=True, text=True, check=True).stdout != told.stdout
