@@ -6,7 +6,7 @@ cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -43,6 +43,18 @@ def tiles(X_BPD: Tensor, Q: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(image, image + images), slice(label, label + labels)
 
 
+def over_tiles(X_BPD: Tensor, Q: Tensor, pool: bool, coefficients: Callable[[slice, slice], Tensor]) -> Tensor:
+    """Either reduction of the A [images, labels, P, D] that each tile gives, which is overwritten."""
+    out = X_BPD.new_empty(len(X_BPD), *Q.shape[-2:]) if pool else torch.zeros_like(X_BPD)
+    for images, labels in tiles(X_BPD, Q):
+        A = coefficients(images, labels)
+        if pool:
+            torch.sum(A.mul_(X_BPD[images, None]), dim=2, out=out[images, labels])
+        else:
+            out[images] += A.sum(1)
+    return out
+
+
 class _Chunked(torch.autograd.Function):
     """Both reductions of A with exact gradients."""
 
@@ -52,13 +64,7 @@ class _Chunked(torch.autograd.Function):
         ctx.pool, ctx.product_dtype = pool, product_dtype(device, X_BPD.dtype)
         with torch.autocast(device, enabled=False):
             tile = _Tile(X_BPD, Q, weights, ctx.product_dtype, count=2)
-            out = X_BPD.new_empty(len(X_BPD), *Q.shape[-2:]) if pool else torch.zeros_like(X_BPD)
-            for images, labels in tiles(X_BPD, Q):
-                X, *_, A = tile.coefficients(images, labels)
-                if pool:
-                    torch.sum(A.mul_(X), dim=2, out=out[images, labels])
-                else:
-                    out[images] += A.sum(1)
+            out = over_tiles(X_BPD, Q, pool, lambda images, labels: tile.coefficients(images, labels)[-1])
         ctx.save_for_backward(X_BPD, Q, out if pool else None, *weights)
         return out
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sigrl_core.model.coefficients.chunked import LOG2_E, buffer_of, softmax2_, tiles
+from sigrl_core.model.coefficients.chunked import LOG2_E, buffer_of, over_tiles, softmax2_
 
 LEVELS = 127
 """To either side of 0."""
@@ -21,18 +21,15 @@ def reduced(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -
     codes_of_W = (W_DD / step_D[:, None]).round_().to(torch.int8).t()
     scale_D, offset = step_D * (LOG2_E / LEVELS), X_BPD.new_tensor(-LEVELS)
     Q_BCD = Q.expand(len(X_BPD), -1, -1)
-    out = X_BPD.new_empty(Q_BCD.shape) if pool else torch.zeros_like(X_BPD)
     buffers = [buffer_of(X_BPD, Q, dtype) for dtype in (X_BPD.dtype, torch.int8, torch.int32)]
-    for images, labels in tiles(X_BPD, Q):
+
+    def coefficients(images: slice, labels: slice) -> Tensor:
         X, Q_tile = X_BPD[images, None], Q_BCD[images, labels, None]
         shape = torch.broadcast_shapes(X.shape, Q_tile.shape)
         H, codes, Z = (buffer[: shape.numel()].view(shape) for buffer in buffers)
         torch.mul(X, 2 * Q_tile, out=H).sigmoid_()
         codes.copy_(torch.add(offset, H, alpha=2 * LEVELS, out=H).round_())  # tanh x = 2 sigmoid 2x - 1
         torch.ops.aten._int_mm.out(codes.view(-1, shape[-1]), codes_of_W, out=Z.view(-1, shape[-1]))
-        A = softmax2_(torch.mul(Z, scale_D, out=H))
-        if pool:
-            torch.sum(A.mul_(X), dim=2, out=out[images, labels])
-        else:
-            out[images] += A.sum(1)
-    return out
+        return softmax2_(torch.mul(Z, scale_D, out=H))
+
+    return over_tiles(X_BPD, Q, pool, coefficients)
