@@ -121,11 +121,10 @@ class GATv2Layer(nn.Module):
         the positive a is the L1 distance of a u_i and -a u_j, and so for the negative ones: no pair's vector is held.
         """
         a_E = self.attn.weight[0].to(targets_HTE.dtype)
-        bent_HTC = torch.zeros((), dtype=targets_HTE.dtype, device=targets_HTE.device)
-        for sign in (1, -1):
-            part_E = F.relu(sign * a_E)
-            bent_HTC = bent_HTC + sign * torch.cdist(part_E * targets_HTE, -part_E * sources_HCE, p=1)
-        straight_HC = (sources_HCE * a_E).sum(-1)
+        above_HTC, below_HTC = (
+            torch.cdist(part_E * targets_HTE, -part_E * sources_HCE, p=1) for part_E in (F.relu(a_E), F.relu(-a_E))
+        )
+        straight_HC, bent_HTC = (sources_HCE * a_E).sum(-1), above_HTC - below_HTC
         return (1 + NEGATIVE_SLOPE) / 2 * straight_HC[:, None] + (1 - NEGATIVE_SLOPE) / 2 * bent_HTC
 
     def _attention(self, logits: Tensor, dim: int) -> Tensor:
