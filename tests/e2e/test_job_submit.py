@@ -47,19 +47,24 @@ class Cluster(NamedTuple):
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A one-node cluster with token authentication, whose `python` has the project's dependencies."""
-    token = tmp_path_factory.mktemp("token") / "token"
+def environment_with(token: Path, dashboard: int) -> dict[str, str]:
+    """Of a cluster's nodes and of who submits jobs to it; the token is made here."""
     token.write_text(secrets.token_hex(32))
-    gcs, dashboard, client, agent = free_ports(4)
-    environment = {
+    return {
         **{name: value for name, value in apart_from_ray().items() if name != "PYTHONPATH"},
         "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """A one-node cluster with token authentication, whose `python` has the project's dependencies."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    gcs, dashboard, client, agent = free_ports(4)
+    environment = environment_with(token, dashboard)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # a socket's path has at most 107 letters
         arguments = [RAY, "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={short}"]
@@ -118,11 +123,25 @@ def words_of(job: str, store: Path, *flags: str) -> list[str]:
     return [*shlex.split(command), *flags]
 
 
+def submission(words: list[str]) -> list[str]:
+    """The command that submits a job, with the code of the folder that it runs in, and follows what the job says."""
+    environment = ["--runtime-env", str(REPOSITORY / "cluster" / "runtime_env.yaml")]
+    return [str(RAY), "job", "submit", "--working-dir", ".", *environment, "--", *words]
+
+
+def write_store(folder: Path, count: int) -> None:
+    """What the manifests call STORE, with so many drawn pictures."""
+    write_drawn(folder, count, 48)
+    (folder / "pictures").rename(folder / "photos")
+    names = Vocabulary.parse((folder / "vocabulary.json").read_text(), "drawn").subset("seen").names
+    (folder / "labels.txt").write_text("\n".join(names) + "\n")
+
+
 def submitted(cluster: Cluster, checkout: Path, words: list[str]) -> str:
     """What a job prints that ended well."""
-    environment = ["--runtime-env", str(REPOSITORY / "cluster" / "runtime_env.yaml")]
-    submit = [str(RAY), "job", "submit", "--working-dir", ".", *environment, "--", *words]
-    job = subprocess.run(submit, cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    job = subprocess.run(
+        submission(words), cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=300
+    )
     assert job.returncode == 0, job
     assert "Traceback" not in job.stdout + job.stderr
     return job.stdout
@@ -174,10 +193,7 @@ def test_a_submitted_search(cluster: Cluster, checkout: Path, toybox_shards: Sha
 
 
 def test_submitted_preprocessing_and_tagging(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
-    write_drawn(tmp_path, 30, 48)
-    (tmp_path / "pictures").rename(tmp_path / "photos")
-    names = Vocabulary.parse((tmp_path / "vocabulary.json").read_text(), "drawn").subset("seen").names
-    (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
+    write_store(tmp_path, 30)
     told = submitted(cluster, checkout, words_of("preprocess", tmp_path))
     assert "30 rows" in told
     untrained_checkpoint(tmp_path / "run")

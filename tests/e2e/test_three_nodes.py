@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import signal
 import subprocess
 import tempfile
@@ -21,9 +20,8 @@ import pytest
 
 from sigrl_core.records import ShardFolder
 from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
-from tests.drawn import write_drawn
-from tests.e2e.test_job_submit import RAY, is_open, words_of
-from tests.processes import apart_from_ray, family, free_ports, noted, wait_for
+from tests.e2e.test_job_submit import RAY, environment_with, is_open, submission, words_of, write_store
+from tests.processes import family, free_ports, noted, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -34,20 +32,13 @@ class Nodes:
     """A head without CPUs and two workers of two.
 
     Attributes:
-        environment: of who submits jobs.
+        environment: of nodes and of who submits jobs.
     """
 
     def __init__(self, folder: Path, token: Path) -> None:
         self.folder = folder
         self.gcs, dashboard, client, agent = free_ports(4)
-        token.write_text(secrets.token_hex(32))
-        self.environment = {
-            **{name: value for name, value in apart_from_ray().items() if name != "PYTHONPATH"},
-            "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        }
+        self.environment = environment_with(token, dashboard)
         head = f"--head --num-cpus=0 --port={self.gcs} --dashboard-port={dashboard} --ray-client-server-port={client}"
         self.processes = list[subprocess.Popen]()
         self._start(*head.split(), agent=agent)
@@ -84,12 +75,10 @@ class Nodes:
         self.kill(1)
         self.add()
 
-    def submit(self, words: list[str], log: Path, checkout: Path = REPOSITORY) -> subprocess.Popen:
-        """Submits a job and follows what it says."""
-        environment = ["--runtime-env", str(REPOSITORY / "cluster" / "runtime_env.yaml")]
-        command = [str(RAY), "job", "submit", "--working-dir", ".", *environment, "--", *words]
+    def submit(self, words: list[str], log: Path) -> subprocess.Popen:
+        """Submits a job; what it says goes into the log."""
         with log.open("w") as told:
-            return subprocess.Popen(command, cwd=checkout, env=self.environment, stdout=told, stderr=told)
+            return subprocess.Popen(submission(words), cwd=REPOSITORY, env=self.environment, stdout=told, stderr=told)
 
     def run(self, words: list[str], log: Path, half_way: Callable[[], bool], result: Path) -> str:
         """What a job says that loses a node when it is `half_way` to its result, and ends well."""
@@ -116,13 +105,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the manifests call STORE."""
     folder = tmp_path_factory.mktemp("home")
-    write_drawn(folder, PICTURES, 48)
-    (folder / "pictures").rename(folder / "photos")
-    rows = json.loads((folder / "vocabulary.json").read_text())
-    seen = [row["label"] for row in rows if row.get("split", "seen") == "seen"]
-    (folder / "labels.txt").write_text("\n".join(seen) + "\n")
+    write_store(folder, PICTURES)
     return folder
 
 

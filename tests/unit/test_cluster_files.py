@@ -147,7 +147,7 @@ def test_what_is_served(name: str, application: dict[str, Any]) -> None:
     Arguments(**application["args"])
 
 
-def test_ray_up(tmp_path: Path) -> None:
+def test_ray_up() -> None:
     """By Ray's own schema, which an unknown field fails."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
