@@ -129,6 +129,7 @@ class Job:
                 storage.remove(self.out if is_new else self.path("work"))
         if self.manifest() is not None:
             storage.remove(self.path("work"))
+            storage.remove_unfinished(self.out)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Notes what the folder is made from, once that is known to be in order."""

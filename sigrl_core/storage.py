@@ -35,6 +35,7 @@ PATIENCE_SECONDS = 60.0
 _OTHER_STORES = ("gs", "abfs", "abfss")
 _SPOOL_BYTES = 64_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -369,6 +370,20 @@ def remove(uri: str) -> None:
             filesystem.delete_dir(path)
         elif kind != fs.FileType.NotFound:
             filesystem.delete_file(path)
+
+
+def remove_unfinished(uri: str) -> None:
+    """Removes what `writing` left at any level of a folder where its process was killed; only disks have such files.
+
+    Nobody may be writing there: who does fails with StorageError.
+    """
+    filesystem, root = filesystem_for(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with _explained(uri, "removed"):
+            for folder, _, names in os.walk(root):
+                for name in filter(_UNFINISHED.fullmatch, names):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
 
 
 @functools.cache

@@ -26,6 +26,14 @@ with Job(sys.argv[1]).claimed({"a": 1}):
     time.sleep(60)
 """
 
+WRITE = """
+import sys, time
+from sigrl_core import storage
+with storage.writing(sys.argv[1]) as file:
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
 
 @pytest.fixture
 def short_patience(monkeypatch) -> None:
@@ -69,6 +77,25 @@ def test_a_job_from_start_to_end(tmp_path: Path) -> None:
     job.take_back(parts[:1])
     assert job.manifest() is None
     assert job.pending(parts) == parts[:1]
+
+
+def test_what_killed_writers_left_goes_when_the_folder_is_finished(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job, (part,) = Job(str(out)), plan_parts(1, 1)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(out / "shards/00000.parquet")], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "writing\n"
+    writer.kill()
+    writer.communicate()
+    assert len(list((out / "shards").iterdir())) == 1
+    (out / "shards/.kept.tmp").touch()
+    (out / "plan.json").write_text('{"a": 1}')
+    with job.claimed({"a": 1}):
+        job.commit(part, {"log": {}})
+        job.finish({}, [part])
+    assert [path.name for path in (out / "shards").iterdir()] == [".kept.tmp"]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
