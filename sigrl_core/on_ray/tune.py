@@ -195,6 +195,7 @@ def _run(search: Search, setup: _Setup, room: int) -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_AIR_NEW_OUTPUT": "0",  # which prints whatever `verbose` says
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first epoch has none
     }
     places, undone = setup.places, search.undone()
     resources: dict[str, float] = {"CPU": places.cpus_per_worker, "GPU": places.gpus_per_worker}
@@ -216,7 +217,13 @@ def _run(search: Search, setup: _Setup, room: int) -> None:
                 scheduler=scheduler,
                 reuse_actors=places.workers == 1,  # importing torch takes seconds
             ),
-            run_config=tune.RunConfig(name="search", storage_path=scratch, verbose=0, callbacks=[results]),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[results],
+                failure_config=tune.FailureConfig(max_failures=1),  # of its process; what it says itself is final
+            ),
         )
         tuner.fit()
     for trial in search.ended:
@@ -260,13 +267,19 @@ def _scheduler(search: Search) -> TrialScheduler:
 
 
 class _Results(tune.Callback):
-    """What trials told so far. A searcher is not given the result that a trial is stopped for."""
+    """What trials told so far, each since it last started.
+
+    A searcher is not given the result that a trial is stopped for.
+    """
 
     def __init__(self) -> None:
         self.of_trial = defaultdict[str, list[dict[str, Any]]](list)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self.of_trial[trial.trial_id].append(result)
+        if result["training_iteration"] == 1:  # again, where its process or machine was lost
+            self.of_trial[trial.trial_id].clear()
+        if SELECTION in result:
+            self.of_trial[trial.trial_id].append(result)
 
 
 class _Proposals(Searcher):
@@ -291,12 +304,12 @@ class _Proposals(Searcher):
         number, started = self.running.pop(trial_id)
         results = self.results.of_trial.pop(trial_id, [])
         epochs = [result[SELECTION] for result in results]
-        reason = _why_it_failed(self.search.path(number)) if error else ""
+        reason = _why_it_failed(self.search.path(number), error)
         stopped = isinstance(self.scheduler, _Scheduler) and trial_id in self.scheduler.stopped
-        state = "failed" if error else "stopped" if stopped else "complete"
+        state = "failed" if reason else "stopped" if stopped else "complete"
         checkpoint, by_workers = self.search.path(number, "checkpoint"), self.search.path(number, "state")
         best = max(results, key=lambda result: result[SELECTION], default={})
-        if not error and CHECKPOINT_PATH_KEY in best:  # before the trial has ended: then, it is not run again
+        if not reason and CHECKPOINT_PATH_KEY in best:  # before the trial has ended: then, it is not run again
             saved = storage.join(by_workers, best[CHECKPOINT_PATH_KEY].rpartition("/")[2], "checkpoint")
             publish_checkpoint(saved, checkpoint, _history(self.search, number, epochs))
         before = self.search.best
@@ -331,18 +344,22 @@ _FAILED = ".failed.json"
 """What a trial's folder is called, and this, is where the trial says why."""
 
 
-def _why_it_failed(where: str) -> str:
+def _why_it_failed(where: str, is_lost: bool) -> str:
+    """Empty where it did not; `is_lost`: its process ended without a word, twice."""
     told = where + _FAILED
     if storage.exists(told):
         return storage.read_json(told)["reason"]
-    return "its process ended without a word: killed, or out of memory"
+    return "its process ended twice without a word: killed, or out of memory" if is_lost else ""
 
 
 # ---- in a trial ----
 
 
 def _trial(setup: _Setup, proposed: dict[str, Any]) -> None:
-    """Trains one configuration and says after each epoch how good it is."""
+    """Trains one configuration and says after each epoch how good it is.
+
+    What goes wrong is written down and not raised: Ray Tune would try it again, as it does where a process is lost.
+    """
     trial = Trial.from_record(proposed["trial"], "tune")
     out = trial_path(setup.out, trial.number)
     storage.remove(out + _FAILED)
@@ -356,7 +373,6 @@ def _trial(setup: _Setup, proposed: dict[str, Any]) -> None:
         first_line = str(error).strip().partition("\n")[0]
         reason = explain(error) or f"{type(error).__name__}: {first_line}"
         storage.write_json(out + _FAILED, {"reason": reason})
-        raise
 
 
 def _train_here(setup: _Setup, trial: Trial, out: str) -> None:

@@ -148,8 +148,7 @@ def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, comm
         nodes.run(words, log, lambda: count(home, "search/**/metrics.jsonl") >= 1, home / "search" / "trials.parquet")
         rows = pq.read_table(home / "search" / "trials.parquet").to_pylist()
         assert [row["trial"] for row in rows] == [0, 1, 2, 3]
-        lost = [row["reason"] for row in rows if row["state"] == "failed"]  # with their node; the search goes on
-        assert lost in ([], ["its process ended without a word: killed, or out of memory"]), rows
+        assert all(row["state"] in ("complete", "stopped") for row in rows), rows  # those lost ran once more
     else:
         untrained_checkpoint(home / "run")
 

@@ -167,29 +167,13 @@ def test_trials_that_fail_are_told_and_the_search_ends_well(
         loss=LossSpace(kind=("ranking", "nonsense")),
         optim=OptimSpace(lr=Between(low=1e-2, high=1e14, log=True)),
     )
-    victims: list[int] = []
-
-    def kill_the_first() -> None:
-        deadline = time.monotonic() + 120
-        while not victims and time.monotonic() < deadline:
-            if list((tmp_path / "search").glob("trials/*/metrics.jsonl")):
-                for pid, name in family(os.getpid()).items():
-                    if name.startswith("ray::") and ("_trial" in name or "ImplicitFunc" in name):
-                        victims.append(pid)
-                        os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill_the_first)
-    killer.start()
     found = searched(
         base, toybox_shards, tmp_path / "search", trials=10, sampler="random", scheduler="none", space=space
     )
-    killer.join()
     reasons = [trial.reason for trial in found.ended if trial.state == "failed"]
     for told in (
         "expected a multiple of graph.heads",
         "loss.kind is 'nonsense'",
-        "killed, or out of memory",
         "training: the loss of step",
     ):
         assert any(told in reason for reason in reasons), (told, reasons)
@@ -197,6 +181,41 @@ def test_trials_that_fail_are_told_and_the_search_ends_well(
     assert found.best is not None
     page = (tmp_path / "search" / "search.html").read_text()
     assert "Why trials failed" in page
+
+
+def test_a_trial_whose_process_is_lost_runs_once_more(
+    base: RunConfig, toybox_shards: ShardFolder, one_at_a_time: Path, tmp_path: Path
+) -> None:
+    """Trial 0 loses one process after an epoch, and ends as undisturbed; trial 1 loses two."""
+    out, killed, over = tmp_path / "search", list[int](), threading.Event()
+
+    def kill() -> None:
+        for number in (0, 1, 1):
+            written = out / "trials" / f"{number:05d}" / "metrics.jsonl"
+            while not written.exists() and not over.is_set():
+                time.sleep(0.01)
+            for pid, name in family(os.getpid()).items():
+                if name.startswith("ray::") and ("_trial" in name or "ImplicitFunc" in name):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(number)
+            while written.exists() and not over.is_set():  # a trial that starts again clears its folder
+                time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        found = searched(base, toybox_shards, out, trials=2)
+    finally:
+        over.set()
+        killer.join()
+    assert killed == [0, 1, 1]
+    (first, second), undisturbed = found.ended, table(one_at_a_time)
+    assert (first.state, list(first.epochs)) == ("complete", undisturbed[0]["by_epoch"])
+    assert first.config.optim.lr == undisturbed[0]["optim.lr"]
+    assert (second.state, second.reason) == (
+        "failed",
+        "its process ended twice without a word: killed, or out of memory",
+    )
 
 
 def test_where_no_trial_comes_to_a_result(base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path) -> None:
