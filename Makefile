@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup quickstart test soak lint bench
+.PHONY: help setup quickstart test soak lint docs bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: $(STAMP) ## ruff, pyright, import-linter
 	$(BIN)/ruff format --check .
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(STAMP) ## the guides and a reference of every module: docs/_build/index.html
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet docs docs/_build
 
 bench: $(STAMP) ## every benchmark, short form
 	for script in tests/bench/bench_*.py; do $(BIN)/python $$script --quick || exit 1; done

@@ -1,4 +1,4 @@
-"""The checkpoint folder: everything inference needs, safetensors and JSON, nothing that must be unpickled.
+"""The checkpoint folder: everything inference needs, safetensors and JSON, nothing that must be unpickled::
 
     manifest.json         written last: kind, versions, vocabulary hash, sha256 of every other file
     weights.safetensors   `backbone.` both CLIP towers, `teacher.` the original CLIP above the frozen blocks, `head.`

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree.
+"""Everything that can go wrong, as one tree::
 
     SigrlError                    the message names the thing, where, what was found, what was expected, the next step
     ├── ConfigError               a run description that cannot be run: unknown key, wrong type, value out of range

@@ -1,6 +1,6 @@
 """Measures checkpoints on a shard folder: zero-shot, generalised and seen-only, beside zero-shot CLIP.
 
-A score depends on the vocabulary it was asked with, so each protocol states its own question:
+A score depends on the vocabulary it was asked with, so each protocol states its own question::
 
     zsl             asked with the unseen labels alone
     zsl_asked_all   asked with all labels, the unseen ones kept

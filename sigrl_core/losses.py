@@ -1,7 +1,7 @@
 """Losses: functions of logits and of what is known of the labels. A new one is a function and a line in `LOSSES`.
 
 Label states are int8: +1 present, -1 absent, 0 unknown. Losses of single positives (SPML) take p = sigmoid(logit),
-n(x) = -log(x + 1e-5), and average over labels:
+n(x) = -log(x + 1e-5), and average over labels::
 
     where +1    n(p)        in every one of them
     where -1    n(1 - p)    an absence that somebody has looked for; SPML data have none

@@ -101,7 +101,7 @@ def expected_calibration_error(
 ) -> float:
     """How far probabilities are from how often they come true, over all known entries together; nan without any.
 
-    Entries fall into `bins` of equal width; |mean probability - share present| of each, weighted by its entries
+    Entries fall into `bins` of equal width; `abs(mean probability - share present)` of each, weighted by its entries
     (Guo et al. 2017, eq. 3).
     """
     points = reliability(probabilities_NC, states_NC, bins)

@@ -1,4 +1,4 @@
-"""Work done exactly once: a folder made part by part, by one run at a time, that any kill leaves ready to go on.
+"""Work done exactly once: a folder made part by part, by one run at a time, that any kill leaves ready to go on::
 
     OUT/plan.json            what the folder is made from; another run in it is refused
     OUT/work/                what only an unfinished folder has

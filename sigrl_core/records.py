@@ -1,4 +1,4 @@
-"""The shard folder, what `preprocess.py` writes and training reads:
+"""The shard folder, what `preprocess.py` writes and training reads::
 
     manifest.json            written last: counts, hashes, the configuration; without it the folder is not finished
     vocabulary.json          the labels, in the order of every C axis

@@ -1,4 +1,4 @@
-"""Trials of a search: what was tried and how it went, what to try next, what was best.
+"""Trials of a search: what was tried and how it went, what to try next, what was best::
 
     OUT/trials/00003.json         what trial 3 is, noted before it starts
     OUT/trials/00003/             metrics.jsonl and tensorboard/ as train.py writes them; checkpoint/ of the best trial

@@ -312,7 +312,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def tags_schema(config: TagConfig, width: int) -> pa.Schema:
-    """Of tags/*.parquet; `width` numbers an embedding."""
+    """Of `tags/*.parquet`; `width` numbers an embedding."""
     fields = [
         pa.field("uri", pa.string(), nullable=False),  # below `config.images`
         pa.field("etag", pa.string()),  # of the file or its container: the store's, or size and time of change

@@ -1,4 +1,4 @@
-"""What resuming needs and inference does not, beside a checkpoint:
+"""What resuming needs and inference does not, beside a checkpoint::
 
     optimiser.safetensors       moments of every parameter that trains
     label_memory.safetensors    estimator or soft labels, see label_memory.py

@@ -1,4 +1,4 @@
-"""A CSV file with a header: `uri`, `labels` and, where wanted, `negatives`; other columns are not read.
+"""A CSV file with a header: `uri`, `labels` and, where wanted, `negatives`; other columns are not read::
 
     uri,labels,negatives
     a/1.jpg,cat|dog,bird

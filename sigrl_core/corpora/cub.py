@@ -1,4 +1,4 @@
-"""CUB-200-2011 with its 312 attributes as labels: `--annotations` is its folder, `--images` the folder `images` in it.
+"""CUB-200-2011 with its 312 attributes as labels: `--annotations` is its folder, `--images` the folder `images` in it::
 
     images.txt                             1 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
     train_test_split.txt                   1 0: picture, 1 for training

@@ -1,4 +1,4 @@
-"""NUS-WIDE as published: `--annotations` is one of its image lists, `--images` the folder of its pictures (`Flickr`).
+"""NUS-WIDE as published: `--annotations` is one of its image lists, `--images` the folder of its pictures (`Flickr`)::
 
     ImageList/{Imagelist,TrainImagelist,TestImagelist}.txt      actor\\0001_2124494179.jpg
     Groundtruth/AllLabels/Labels_CONCEPT.txt                    0 or 1, one a line, in the order of Imagelist

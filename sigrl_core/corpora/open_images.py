@@ -1,4 +1,4 @@
-"""Open Images: labels of pictures that people checked, `train-annotations-human-imagelabels.csv`.
+"""Open Images: labels of pictures that people checked, `train-annotations-human-imagelabels.csv`::
 
     ImageID,Source,LabelName,Confidence
     000002b66c9c498e,verification,/m/012mj,1

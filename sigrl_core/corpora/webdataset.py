@@ -1,4 +1,4 @@
-"""WebDataset: tars below `--images`. Files whose names are the same up to the first dot are a sample, and lie together.
+"""WebDataset: tars below `--images`. Files with the same name up to the first dot are a sample, and lie together::
 
     0001.jpg  0001.json                     a picture of any kind we read, and its labels
 

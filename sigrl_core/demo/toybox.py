@@ -5,7 +5,7 @@ texture as well (`striped star`); the background is a label too (`sand`). Object
 each with its own favourites, so labels are correlated as they are in photographs. Of 66 labels 16 are unseen: each of
 their words is heard in seen labels, never the pair.
 
-Three disjoint parts, each picture a function of (seed, part, index) alone:
+Three disjoint parts, each picture a function of (seed, part, index) alone::
 
     captioned   for the small CLIP: a caption names some of what is visible, unseen phrases too, as web captions would
     labelled    for SigRL: scenes of seen things alone, all their labels

@@ -1,7 +1,7 @@
 """CLIP towers: images -> class token and patch tokens, texts -> label embeddings. The only importer of open_clip.
 
 A forward pass is cut in two at the last frozen block (with value-value attention at the one before the last block, if
-that is lower):
+that is lower)::
 
     encode_frozen(images) -> tokens [B,N,W]      no gradient, the same all through training
     finish(tokens)        -> g [B,D], X [B,P,D]  remaining blocks, final norm, visual projection; trains

@@ -1,4 +1,4 @@
-"""GMC, graph-based multi-label correlation: GATv2 layers over the label graph.
+"""GMC, graph-based multi-label correlation: GATv2 layers over the label graph::
 
     dropout(T) -> GATv2(D -> hidden, heads concatenated) -> ELU -> dropout -> GATv2(hidden -> D, one head) = G
 

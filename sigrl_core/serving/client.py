@@ -1,10 +1,12 @@
-"""Asks a server for tags: what waits and asks again is here, so that a script need not.
+"""Asks a server for tags.
 
-from sigrl_core.serving.client import Client
+What waits and asks again is here, so that a script need not::
 
-client = Client("http://localhost:8000", key="...")
-for tagged in client.tag(["cat.jpg", "dog.jpg"], labels=["cat", "dog"]).results:
-    print(tagged.tags)
+    from sigrl_core.serving.client import Client
+
+    client = Client("http://localhost:8000", key="...")
+    for tagged in client.tag(["cat.jpg", "dog.jpg"], labels=["cat", "dog"]).results:
+        print(tagged.tags)
 """
 
 from __future__ import annotations

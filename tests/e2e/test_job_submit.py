@@ -180,6 +180,24 @@ def test_a_submitted_job_trains_as_the_plain_command(
         assert direct["train/loss"] > 0
 
 
+def test_the_line_of_the_readme(cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    """On a cluster that runs, with a model and a machine as there are here."""
+    (line,) = re.findall(r"^ray job submit .*$", (REPOSITORY / "cluster" / "README.md").read_text(), re.M)
+    (tmp_path / "shards").symlink_to(toybox_shards.uri)
+    shutil.copytree(REPOSITORY / "cluster", checkout / "cluster")
+    small = "--backbone.pretrained random --training.max-steps 2"
+    job = subprocess.run(
+        shlex.split(line.replace("/shared", str(tmp_path))) + small.split(),
+        cwd=checkout,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert job.returncode == 0, job
+    assert f"checkpoint: {tmp_path}/run/checkpoint" in job.stdout.splitlines()
+
+
 def test_a_submitted_search(cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path) -> None:
     (tmp_path / "shards").symlink_to(toybox_shards.uri)
     small = "--gpus-per-worker 0 --concurrency 1 --backbone.pretrained random --training.epochs 2 --trials 3"

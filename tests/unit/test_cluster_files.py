@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -172,6 +174,21 @@ def test_the_image() -> None:
     copied = ("constraints.txt", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "sigrl_core", "pipelines")
     taken = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in copied} == {line for line in taken if line.startswith("!")}
+
+
+def test_the_commands_of_the_readme_name_what_is_there() -> None:
+    """What is applied is checked above; what needs a registry or Kubernetes cannot run here."""
+    stages = re.findall(r"^FROM .* AS (\S+)$", (CLUSTER / "Dockerfile").read_text(), re.M)
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", (CLUSTER / "README.md").read_text(), re.M | re.S)
+    named = dict[str, set[str]]()
+    for line in "".join(blocks).splitlines():
+        words = shlex.split(line)
+        for flag, value in itertools.pairwise(words):
+            named.setdefault(f"{words[0]} {flag}", set()).add(value)
+    assert named["docker --target"] == {"cpu", "gpu"} <= set(stages)
+    assert named["docker --file"] == {"cluster/Dockerfile"}
+    assert all((REPOSITORY / folder / "kustomization.yaml").exists() for folder in named["kubectl -k"])
+    assert all((REPOSITORY / file).exists() for file in named["kubectl -f"] - {"-l"})  # logs -f -l
 
 
 def test_the_table_of_scaling_is_what_the_model_says() -> None:

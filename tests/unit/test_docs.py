@@ -1,8 +1,11 @@
-"""The blocks of Python in docs/ run as they stand; links between pages lead somewhere."""
+"""The site builds; blocks of Python run as they stand; links between pages lead somewhere in the repository too."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,29 @@ PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "cluster" / "README.md", 
 
 
 TABLES: list[dict] = [losses.LOSSES, label_graph.GRAPHS, corpora.CORPORA, backbone.BACKBONES]
+
+
+@pytest.mark.timeout(900)
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    """By the recipe of `make docs`: pages, the reference of every module, links between pages and inside them."""
+    recipe = subprocess.run(
+        ["make", "--dry-run", "-o", ".venv/.installed", "docs"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    docs = tmp_path / "docs"  # apidoc writes beside the pages
+    shutil.copytree(REPOSITORY / "docs", docs, ignore=shutil.ignore_patterns("_build", "api"))
+    shutil.copytree(REPOSITORY / "cluster", tmp_path / "cluster")
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    (tmp_path / "sigrl_core").symlink_to(REPOSITORY / "sigrl_core")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(["bash", "-c", recipe.stdout], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    built = docs / "_build"
+    assert {path.stem for path in docs.glob("*.md")} <= {path.stem for path in built.glob("*.html")}
+    modules = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        for path in (REPOSITORY / "sigrl_core").rglob("*.py")
+    }
+    assert {f"{name}.html" for name in modules} <= {path.name for path in (built / "api").iterdir()}
 
 
 def test_extending() -> None:

@@ -1,4 +1,4 @@
-"""SigRL's own cost: how much every patch tells of every label, by channel (arXiv 2504.03801).
+"""SigRL's own cost: how much every patch tells of every label, by channel (arXiv 2504.03801)::
 
     A[b,p,c,:] = softmax over p, separately for each channel, of  W tanh(X[b,p,:] * Q[b,c,:]) + b
 
