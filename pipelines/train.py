@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 from sigrl_core.command_line import preset_and_flags, print_configuration, run
 from sigrl_core.config import RunConfig, ScaleConfig
 from sigrl_core.model.coefficients import chosen
+from sigrl_core.on_ray.session import device_of
 from sigrl_core.on_ray.train import train
 
 
@@ -46,7 +47,7 @@ def main() -> None:
         Train, args=flags, default=Train(data=tyro.MISSING, out=tyro.MISSING, run=preset), description=__doc__
     )
     print_configuration(command)
-    how, device_type = command.run.reconstruction, "cuda" if command.scale.gpus else "cpu"
+    how, device_type = command.run.reconstruction, device_of(command.scale.gpus)
     bf16 = command.run.training.precision == "bf16"
     print(f"coefficients = {chosen(how.implementation, how.coefficient_rank, device_type, bf16)}", flush=True)
     print(f"checkpoint: {train(command.run, command.scale, command.data, command.validation, command.out)}")

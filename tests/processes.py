@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -34,21 +35,21 @@ def apart_from_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
+_given: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, outside 10002 to 19999, which Ray gives to its workers."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for number, one in enumerate(sockets):
-            for port in range(20_000 + 1000 * number + os.getpid() % 500, 65_000):
-                try:
-                    one.bind(("127.0.0.1", port))
-                    break
-                except OSError:
-                    continue
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nobody listens on and nobody was given, outside 10002 to 19999, which Ray gives to its workers."""
+    found = list[int]()
+    for port in range(20_000 + os.getpid() * 337 % 10_000, 32_000):
+        with contextlib.suppress(OSError), socket.socket() as one:
+            if port not in _given:
+                one.bind(("", port))  # at no address
+                _given.add(port)
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"fewer than {count} ports are free")
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 300) -> None:

@@ -17,7 +17,7 @@ from sigrl_core.batches import Rows
 from sigrl_core.config import EvaluateConfig
 from sigrl_core.errors import SigrlError
 from sigrl_core.evaluation import BATCH_SIZE, Comparison, Scored
-from sigrl_core.on_ray.session import connect
+from sigrl_core.on_ray.session import connect, device_of
 from sigrl_core.records import ShardFolder
 
 BATCHES_AT_A_TIME = 4
@@ -64,7 +64,7 @@ def scored_by_workers(
 
 class _Scorer:
     def __init__(self, config: EvaluateConfig, gpus: bool) -> None:
-        self.config, self.device = config, "cuda" if gpus else "cpu"
+        self.config, self.device = config, device_of(gpus)
 
     @cached_property  # not in the constructor: of an error there Ray keeps only its text
     def loaded(self) -> tuple[Comparison, Rows]:

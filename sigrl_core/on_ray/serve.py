@@ -31,7 +31,7 @@ from ray.util import metrics
 from sigrl_core.checkpoint import checkpoint_version
 from sigrl_core.errors import ConfigError, SigrlError
 from sigrl_core.on_ray.haproxy import before_replicas
-from sigrl_core.on_ray.session import connect
+from sigrl_core.on_ray.session import connect, device_of
 from sigrl_core.serving.app import create_app
 from sigrl_core.serving.keys import ApiKeys
 from sigrl_core.serving.messages import Tagged
@@ -124,7 +124,7 @@ class Server:
     def __init__(self, config: ServeConfig, replicas: Replicas, rates: DeploymentHandle) -> None:
         threads = max(1, int(replicas.cpus))
         torch.set_num_threads(threads)
-        self.service = Service(config, "cuda" if replicas.gpus else "cpu")
+        self.service = Service(config, device_of(replicas.gpus))
         self.keys = ApiKeys.load(config.api_keys) if config.api_keys else None
         self.rates, self.threads = rates, threads
         gather: Any = self._gather

@@ -93,6 +93,15 @@ def num_cpus() -> int:
     return int(ray.cluster_resources()["CPU"]) if os.environ.get("RAY_ADDRESS") else os.cpu_count() or 1
 
 
+def device_of(gpus: float) -> str:
+    """What a process computes on that Ray gave so many GPUs.
+
+    Where the environment says `SIGRL_FAKE_GPUS=1`, machines only say that they have some (`ray start --num-gpus 1`):
+    where things run is rehearsed, and models compute on the CPU.
+    """
+    return "cuda" if gpus and not os.environ.get("SIGRL_FAKE_GPUS") else "cpu"
+
+
 def _quieten() -> None:
     """Keeps Ray's own progress and second copies of errors off the terminal; its session folder has them all."""
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -35,7 +35,7 @@ from sigrl_core.errors import ConfigError
 from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.model.coefficients import chosen
 from sigrl_core.on_ray.parts import run_parts
-from sigrl_core.on_ray.session import connect
+from sigrl_core.on_ray.session import connect, device_of
 from sigrl_core.parts import Job
 from sigrl_core.records import load_vocabulary, seal, sha256_of
 from sigrl_core.report.tagging import Run, Summary, write_tagging_page
@@ -93,7 +93,7 @@ def tag(
         StorageError: `config.out` cannot be written, or holds another run.
     """
     config, workers = _absolute(config), workers or Workers()
-    device = "cuda" if workers.gpus else "cpu"
+    device = device_of(workers.gpus)
     question, job, plan = _opened(config, device)
     started = time.monotonic()
     with job.claimed(plan) as lease:

@@ -45,7 +45,7 @@ from sigrl_core.label_embeddings import load_embeddings
 from sigrl_core.losses import get_loss
 from sigrl_core.model.backbone import load_backbone, located
 from sigrl_core.on_ray.progress import Progress, watched
-from sigrl_core.on_ray.session import connect
+from sigrl_core.on_ray.session import connect, device_of
 from sigrl_core.optim import what_trains
 from sigrl_core.records import ShardFolder, sha256_of
 from sigrl_core.run_log import RunLog, read_metrics
@@ -124,7 +124,7 @@ def train(
                 "progress": progress,
                 "mlflow_run": tracked and tracked.run_id,
             },
-            torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if device_of(scale.gpus) == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=(scale.min_workers, scale.workers) if scale.min_workers else scale.workers,
                 use_gpu=scale.gpus,
@@ -299,8 +299,9 @@ def _experiment(setup: dict[str, Any]) -> Experiment:
     config = from_json(RunConfig, setup["config"], "train")
     context = ray.train.get_context()
     mine = Slice(rank=context.get_world_rank(), workers=context.get_world_size())
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
+    kind = device_of(setup["scale"].gpus)
+    device = ray.train.torch.get_device() if kind == "cuda" else torch.device(kind)
+    if kind == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     decoders = int(setup["scale"].cpus_per_worker) - 1
     experiment = Experiment(

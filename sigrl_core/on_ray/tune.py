@@ -37,7 +37,7 @@ from sigrl_core.config_json import to_json
 from sigrl_core.errors import ConfigError, ShardError, StorageError
 from sigrl_core.experiment import Experiment, rows_of
 from sigrl_core.model.backbone import load_backbone
-from sigrl_core.on_ray.session import connect, num_cpus
+from sigrl_core.on_ray.session import connect, device_of, num_cpus
 from sigrl_core.on_ray.train import check, train, with_files
 from sigrl_core.parts import Job
 from sigrl_core.progress import Advance, progress_line
@@ -382,7 +382,7 @@ def _train_here(setup: _Setup, trial: Trial, out: str) -> None:
         trial.config,
         setup.data,
         setup.validation,
-        device="cuda" if places.gpus_per_worker else "cpu",
+        device=device_of(places.gpus_per_worker),
         decoders=max(0, int(places.cpus_per_worker) - 1),
         held_out=setup.held_out,
         objective=setup.objective,

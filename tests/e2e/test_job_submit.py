@@ -231,24 +231,49 @@ def test_without_the_token_nothing_is_taken(cluster: Cluster, tmp_path: Path) ->
     assert not (tmp_path / "done").exists()
 
 
+class Deployment:
+    """cluster/serve.yaml with a port and machines as there are here.
+
+    Attributes:
+        settings: of Serve.
+        key: that its clients give.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str], **replicas: float) -> None:
+        self.file, self.environment = folder / "serve.yaml", environment
+        (port,) = free_ports(1)
+        self.url, keys = f"http://127.0.0.1:{port}", str(folder / "keys.json")
+        self.key = add_key(keys, "alice")
+        self.settings = yaml.safe_load((REPOSITORY / "cluster" / "serve.yaml").read_text())
+        self.settings["http_options"] = {"host": "127.0.0.1", "port": port}
+        self.arguments = self.settings["applications"][0]["args"]
+        self.arguments["replicas"] |= replicas
+        self.arguments["config"]["api_keys"] = keys
+
+    def deploy(self, checkpoint: Path) -> None:
+        self.arguments["config"]["checkpoint"] = str(checkpoint)
+        self.file.write_text(yaml.safe_dump(self.settings))
+        self._serve("deploy", str(self.file))
+
+    def running(self) -> int:
+        """Replicas that answer."""
+        (application,) = yaml.safe_load(self._serve("status"))["applications"].values()
+        return application["deployments"]["Server"]["replica_states"].get("RUNNING", 0)
+
+    def _serve(self, verb: str, *arguments: str) -> str:
+        command = [str(RAY.with_name("serve")), verb, "--address", self.environment["RAY_API_SERVER_ADDRESS"]]
+        done = subprocess.run([*command, *arguments], env=self.environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
 def test_serve_deploy_of_the_committed_file(cluster: Cluster, tmp_path: Path) -> None:
-    """With a checkpoint, a port and machines as there are here; deployed again, it serves another checkpoint."""
-    (port,) = free_ports(1)
-    key = add_key(str(tmp_path / "keys.json"), "alice")
-    settings = yaml.safe_load((REPOSITORY / "cluster" / "serve.yaml").read_text())
-    settings["http_options"] = {"host": "127.0.0.1", "port": port}
-    arguments = settings["applications"][0]["args"]
-    arguments["replicas"] |= {"most": 1, "cpus": 1, "gpus": 0}
-    client, versions = Client(f"http://127.0.0.1:{port}", key), list[str]()
+    """Deployed again, it serves another checkpoint."""
+    deployment = Deployment(tmp_path, cluster.environment, most=1, cpus=1, gpus=0)
+    client, versions = Client(deployment.url, deployment.key), list[str]()
     for seed in range(2):
         place = untrained_checkpoint(tmp_path / f"checkpoint {seed}", seed)
-        arguments["config"] |= {"checkpoint": str(place), "api_keys": str(tmp_path / "keys.json")}
-        (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
-        serve = [str(RAY.with_name("serve")), "deploy", "--address", cluster.environment["RAY_API_SERVER_ADDRESS"]]
-        done = subprocess.run(
-            [*serve, str(tmp_path / "serve.yaml")], env=cluster.environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+        deployment.deploy(place)
         deadline = time.monotonic() + 120
         while (version := served_version(client)) in (None, *versions):
             assert time.monotonic() < deadline

@@ -1,6 +1,7 @@
 """The commands of cluster/kuberay/jobs on three nodes that ask for a token, one of them killed in every stage.
 
-Each node is processes of its own on this machine, the head without CPUs, as the manifests have it.
+Each node is processes of its own on this machine, the head without CPUs, as the manifests have it; the others say that
+they have a GPU each.
 """
 
 from __future__ import annotations
@@ -12,15 +13,28 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from sigrl_core.records import ShardFolder
+from sigrl_core.serving.client import Client, ServerError
 from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
-from tests.e2e.test_job_submit import RAY, environment_with, is_open, submission, words_of, write_store
+from tests.e2e.test_job_submit import (
+    RAY,
+    Deployment,
+    environment_with,
+    is_open,
+    served_version,
+    submission,
+    words_of,
+    write_store,
+)
 from tests.processes import family, free_ports, noted, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -29,7 +43,7 @@ PICTURES = 400
 
 
 class Nodes:
-    """A head without CPUs and two workers of two.
+    """A head without CPUs and two workers of two CPUs and a GPU that is none.
 
     Attributes:
         environment: of nodes and of who submits jobs.
@@ -38,7 +52,11 @@ class Nodes:
     def __init__(self, folder: Path, token: Path) -> None:
         self.folder = folder
         self.gcs, dashboard, client, agent = free_ports(4)
-        self.environment = environment_with(token, dashboard)
+        self.environment = {
+            **environment_with(token, dashboard),
+            "SIGRL_FAKE_GPUS": "1",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sigrl_core.serving.middleware:in_proxies",
+        }
         head = f"--head --num-cpus=0 --port={self.gcs} --dashboard-port={dashboard} --ray-client-server-port={client}"
         self.processes = list[subprocess.Popen]()
         self._start(*head.split(), agent=agent)
@@ -60,7 +78,7 @@ class Nodes:
 
     def add(self) -> None:
         (agent,) = free_ports(1)
-        self._start(f"--address=127.0.0.1:{self.gcs}", "--num-cpus=2", agent=agent)
+        self._start(f"--address=127.0.0.1:{self.gcs}", "--num-cpus=2", "--num-gpus=1", agent=agent)
 
     def kill(self, number: int) -> None:
         """SIGKILL for all processes of a node."""
@@ -130,7 +148,7 @@ def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, comm
     assert fingerprint(home / "shards") == fingerprint(home / "undisturbed")
 
     if soak:
-        small = f"{SMALL} --scale.no-gpus --scale.workers 2 --training.epochs 4"
+        small = f"{SMALL} --scale.workers 2 --training.epochs 4"
         metrics = home / "run" / "metrics.jsonl"
         words = words_of("train", home, *small.split())
         told = nodes.run(
@@ -143,7 +161,7 @@ def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, comm
         epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
         assert epochs == [1, 2, 3, 4]
 
-        small = f"{SMALL} --gpus-per-worker 0 --concurrency 2 --training.epochs 2 --trials 4"
+        small = f"{SMALL} --concurrency 2 --training.epochs 2 --trials 4"
         words = words_of("tune", home, *small.split())
         nodes.run(words, log, lambda: count(home, "search/**/metrics.jsonl") >= 1, home / "search" / "trials.parquet")
         rows = pq.read_table(home / "search" / "trials.parquet").to_pylist()
@@ -152,7 +170,7 @@ def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, comm
     else:
         untrained_checkpoint(home / "run")
 
-    small = "--gpus-per-worker 0 --workers 2 --decode-tasks 1 --rows-per-part 8 --batch-size 4"
+    small = "--workers 2 --decode-tasks 1 --rows-per-part 8 --batch-size 4"
     words = words_of("tag", home, *small.split())
     with noted() as note:
         job = note(nodes.submit(words, log))
@@ -169,3 +187,48 @@ def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, comm
     assert f"{PICTURES} rows: {PICTURES} tagged" in told
     rows = tagged_rows(home / "tags")
     assert len({row["uri"] for row in rows}) == len(rows) == PICTURES
+
+
+def test_serving_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path) -> None:
+    """A replica on each worker; requests go on while one of them is lost, and all are answered."""
+    deployment = Deployment(tmp_path, nodes.environment, least=2, most=2, cpus=1, gpus=1)  # so one a node
+    deployment.settings["proxy_location"] = "HeadOnly"  # nodes on one machine share its ports
+    deployment.deploy(untrained_checkpoint(tmp_path / "checkpoint"))
+    client = Client(deployment.url, deployment.key)
+    until(lambda: served_version(client) is not None and deployment.running() == 2)
+    picture = next((home / "photos").rglob("*.jpg")).read_bytes()
+    answers, refused, over = list[tuple[float, ...]](), list[ServerError](), threading.Event()
+
+    def ask() -> None:
+        asking = Client(deployment.url, deployment.key)
+        while not over.is_set():
+            try:
+                (tagged,) = asking.tag([picture], labels=["okapi", "drizzle"]).results
+                answers.append(tuple(tag.score for tag in tagged.tags))
+            except ServerError as error:
+                refused.append(error)
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    try:
+        until(lambda: len(answers) > 20)
+        nodes.lose_one()
+        until(lambda: deployment.running() == 1)
+        until(lambda: deployment.running() == 2)
+        count = len(answers)
+        until(lambda: len(answers) > count + 20)
+    finally:
+        over.set()
+        for thread in asking:
+            thread.join()
+    assert not refused
+    assert np.ptp(answers, axis=0).max() < 1e-5  # sums of a request alone and of one among others
+    print(f"{len(answers)} requests answered, none refused, while a node was lost and another came")
+
+
+def until(what: Callable[[], bool], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
