@@ -134,6 +134,7 @@ def publish_checkpoint(folder: str, uri: str, history: list[dict[str, Any]]) -> 
         manifest["files"][name] = sha256_of(data)
         storage.write_bytes(storage.join(uri, name), data)
     storage.write_json(storage.join(uri, MANIFEST_FILE), manifest)
+    storage.remove_unfinished(uri)  # weights of a process that was killed here
 
 
 def add_calibration(uri: str, calibration: Calibration) -> None:

@@ -35,6 +35,20 @@ def apart_from_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
+def recipe_of(target: str) -> str:
+    """What `make` would run where everything is installed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+    done = subprocess.run(
+        ["make", "--dry-run", "--assume-old", ".venv/.installed", target],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 _given: set[int] = set()
 
 

@@ -17,6 +17,7 @@ from sigrl_core.checkpoint import (
     is_checkpoint,
     load_checkpoint,
     load_clip,
+    publish_checkpoint,
     save_checkpoint,
     save_clip,
 )
@@ -214,6 +215,17 @@ def test_a_clip_is_no_checkpoint_with_a_head(tagger: Tagger, tmp_path: Path) -> 
     os.truncate(tmp_path / "clip/weights.safetensors", 1000)
     with pytest.raises(CheckpointError, match="sha256"):
         load_clip(tmp_path / "clip")
+
+
+def test_a_published_one_is_the_same_with_all_epochs_and_clears_what_a_killed_process_left(
+    saved: Path, tmp_path: Path
+) -> None:
+    (tmp_path / ".weights.safetensors.0123abcd.tmp").write_bytes(b"half")
+    publish_checkpoint(str(saved), str(tmp_path), [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in saved.iterdir())
+    published, before = load_checkpoint(str(tmp_path)), load_checkpoint(str(saved))
+    assert published.metrics == {**before.metrics, "history": [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]}
+    assert (tmp_path / "weights.safetensors").read_bytes() == (saved / "weights.safetensors").read_bytes()
 
 
 def test_nothing_there(tmp_path: Path, saved: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from sigrl_core import corpora, losses
 from sigrl_core.model import backbone, label_graph
 from tests.conftest import REPOSITORY
+from tests.processes import recipe_of
 
 pytestmark = pytest.mark.unit
 
@@ -25,16 +26,13 @@ TABLES: list[dict] = [losses.LOSSES, label_graph.GRAPHS, corpora.CORPORA, backbo
 @pytest.mark.timeout(900)
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     """By the recipe of `make docs`: pages, the reference of every module, links between pages and inside them."""
-    recipe = subprocess.run(
-        ["make", "--dry-run", "-o", ".venv/.installed", "docs"], cwd=REPOSITORY, capture_output=True, text=True
-    )
     docs = tmp_path / "docs"  # apidoc writes beside the pages
     shutil.copytree(REPOSITORY / "docs", docs, ignore=shutil.ignore_patterns("_build", "api"))
     shutil.copytree(REPOSITORY / "cluster", tmp_path / "cluster")
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     (tmp_path / "sigrl_core").symlink_to(REPOSITORY / "sigrl_core")
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    done = subprocess.run(["bash", "-c", recipe.stdout], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", recipe_of("docs")], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     built = docs / "_build"
     assert {path.stem for path in docs.glob("*.md")} <= {path.stem for path in built.glob("*.html")}
