@@ -4,8 +4,10 @@ Those of cluster/ need machines: what of them can be had here is in test_job_sub
 """
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -39,6 +41,12 @@ def guides() -> list[Path]:
     listed = re.search(r":caption: Guides\n\n(.*?)```", (REPOSITORY / "docs" / "index.md").read_text(), re.S)
     assert listed
     return [REPOSITORY / "README.md", *(REPOSITORY / "docs" / f"{name}.md" for name in listed[1].split())]
+
+
+def activated() -> dict[str, str]:
+    """The environment of a terminal where `. .venv/bin/activate` was said, as the README has it."""
+    path = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ["PATH"]])
+    return {**apart_from_ray(), "PATH": path}
 
 
 def blocks(page: Path) -> list[str]:
@@ -89,7 +97,7 @@ def serve(home: Path) -> Iterator[Callable[[str, int], None]]:
             log = home / "serve.log"
             with log.open("w") as out:
                 words = [*shlex.split(line), "--port", str(port)]
-                process = note(subprocess.Popen(words, cwd=home, env=apart_from_ray(), stdout=out, stderr=out))
+                process = note(subprocess.Popen(words, cwd=home, env=activated(), stdout=out, stderr=out))
             wait_for(lambda: is_ready(port), process, log)
             processes.append(process)
 
@@ -112,6 +120,8 @@ def is_ready(port: int) -> bool:
 @pytest.mark.parametrize("page", guides(), ids=lambda page: page.stem)
 def test_the_commands_of(page: Path, home: Path, serve) -> None:
     assert blocks(page), f"{page}: a guide without commands"
+    if "\ncurl " in page.read_text() and not shutil.which("curl"):
+        pytest.skip("no curl here")
     (port,) = free_ports(1)
     for block in blocks(page):
         if block.startswith("python pipelines/serve.py --checkpoint"):
@@ -121,7 +131,7 @@ def test_the_commands_of(page: Path, home: Path, serve) -> None:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=home,
-            env=apart_from_ray(),
+            env=activated(),
             capture_output=True,
             text=True,
             timeout=480,

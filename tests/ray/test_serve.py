@@ -143,9 +143,9 @@ def test_label_lists_are_seen_by_every_replica(client: Client, served: Served, p
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
-def test_what_the_readme_asks_with_curl(served: Served, pictures: Path, tmp_path: Path) -> None:
+def test_what_the_guide_asks_with_curl(served: Served, pictures: Path, tmp_path: Path) -> None:
     shutil.copy(next(pictures.iterdir()), tmp_path / "photo.jpg")
-    lines = re.findall(r"^    (curl .*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^curl -F images.*$", (REPOSITORY / "docs" / "serving.md").read_text(), re.MULTILINE)[:2]
     answers = []
     for line in lines:
         words = shlex.split(line.replace("http://localhost:8000", served.url))
