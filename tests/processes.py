@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,11 @@ def recipe_of(target: str) -> str:
     return done.stdout.strip()
 
 
+def activated() -> dict[str, str]:
+    """The same as in a terminal where `. .venv/bin/activate` was said: `python` and `ray` are those of the tests."""
+    return {**apart_from_ray(), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+
+
 _given: set[int] = set()
 
 
@@ -73,6 +79,14 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen, log: Path, s
         assert time.monotonic() < deadline, log.read_text()
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
+
+
+def until(what: Callable[[], bool], seconds: float = 180) -> None:
+    """Until something is so that no process of ours tells."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @contextmanager

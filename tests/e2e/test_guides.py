@@ -4,7 +4,6 @@ Those of cluster/ need machines: what of them can be had here is in test_job_sub
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -20,7 +19,7 @@ import requests
 from sigrl_core.checkpoint import load_checkpoint
 from sigrl_core.records import ShardFolder
 from tests.conftest import REPOSITORY, tagged_rows
-from tests.processes import apart_from_ray, free_ports, noted, recipe_of, wait_for
+from tests.processes import activated, free_ports, noted, recipe_of, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -41,12 +40,6 @@ def guides() -> list[Path]:
     listed = re.search(r":caption: Guides\n\n(.*?)```", (REPOSITORY / "docs" / "index.md").read_text(), re.S)
     assert listed
     return [REPOSITORY / "README.md", *(REPOSITORY / "docs" / f"{name}.md" for name in listed[1].split())]
-
-
-def activated() -> dict[str, str]:
-    """The environment of a terminal where `. .venv/bin/activate` was said, as the README has it."""
-    path = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ["PATH"]])
-    return {**apart_from_ray(), "PATH": path}
 
 
 def blocks(page: Path) -> list[str]:

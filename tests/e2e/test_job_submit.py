@@ -31,7 +31,7 @@ from sigrl_core.serving.keys import add_key
 from sigrl_core.vocabulary import Vocabulary
 from tests.conftest import REPOSITORY, untrained_checkpoint, without_clock
 from tests.drawn import write_drawn
-from tests.processes import apart_from_ray, family, free_ports
+from tests.processes import activated, family, free_ports, until
 
 pytestmark = pytest.mark.e2e
 
@@ -51,8 +51,7 @@ def environment_with(token: Path, dashboard: int) -> dict[str, str]:
     """Of a cluster's nodes and of who submits jobs to it; the token is made here."""
     token.write_text(secrets.token_hex(32))
     return {
-        **{name: value for name, value in apart_from_ray().items() if name != "PYTHONPATH"},
-        "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),
+        **{name: value for name, value in activated().items() if name != "PYTHONPATH"},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
@@ -274,10 +273,8 @@ def test_serve_deploy_of_the_committed_file(cluster: Cluster, tmp_path: Path) ->
     for seed in range(2):
         place = untrained_checkpoint(tmp_path / f"checkpoint {seed}", seed)
         deployment.deploy(place)
-        deadline = time.monotonic() + 120
-        while (version := served_version(client)) in (None, *versions):
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        until(lambda: served_version(client) not in (None, *versions), 120)
+        version = served_version(client)
         assert version == checkpoint_version(str(place))
         versions.append(version)
 

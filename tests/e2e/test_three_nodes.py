@@ -14,7 +14,6 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from tests.e2e.test_job_submit import (
     words_of,
     write_store,
 )
-from tests.processes import family, free_ports, noted, wait_for
+from tests.processes import family, free_ports, noted, until, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -225,10 +224,3 @@ def test_serving_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path) -> None:
     assert not refused
     assert np.ptp(answers, axis=0).max() < 1e-5  # sums of a request alone and of one among others
     print(f"{len(answers)} requests answered, none refused, while a node was lost and another came")
-
-
-def until(what: Callable[[], bool], seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

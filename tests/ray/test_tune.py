@@ -1,7 +1,6 @@
 """Searches under Ray Tune on a real local Ray: every trial once, the same table whatever is killed."""
 
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ from sigrl_core.on_ray.tune import Places, search
 from sigrl_core.presets import get_preset
 from sigrl_core.records import ShardFolder
 from sigrl_core.report.search import write_search_page
+from sigrl_core.run_log import read_metrics
 from sigrl_core.search import Search, held_out_labels
 from sigrl_core.search_space import Between, GraphSpace, LossSpace, OptimSpace, SearchSpace
 from sigrl_core.tagger import Tagger
@@ -57,10 +57,6 @@ def table(out: Path) -> list[dict]:
     """Rows of the trials, without what the clock says."""
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-def epochs_of(trial: Path) -> list[dict]:
-    return [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
 
 
 def searched(base: RunConfig, data: ShardFolder, out: Path, places: Places | None = None, **options) -> Search:
@@ -258,7 +254,7 @@ def test_trials_of_two_workers(
     pairs = list(zip(table(tmp_path / "search"), table(one_at_a_time), strict=False))
     assert len(pairs) == 3
     # Adam makes whole steps of what the order of sums leaves, and of ten pictures mAP takes large ones
-    curves = [epochs_of(where / "trials" / "00000") for where in (tmp_path / "search", one_at_a_time)]
+    curves = [read_metrics(str(where / "trials" / "00000")) for where in (tmp_path / "search", one_at_a_time)]
     assert len(curves[0]) == len(curves[1]) == EPOCHS
     for by_two, by_one in zip(*curves, strict=True):
         assert by_two["train/loss"] == pytest.approx(by_one["train/loss"], rel=3e-3)
