@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup quickstart test soak lint docs bench
+.PHONY: help setup quickstart check test soak lint docs bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +18,14 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## the whole chain on the built-in corpus: table, runs/quickstart/report.html
 	$(BIN)/python pipelines/quickstart.py --out runs/quickstart
 
-test: $(STAMP) ## every test that needs no GPU, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+check: lint ## lint, unit tests, parity tests
+	$(PYTEST) tests/unit tests/parity
+
+# CHECKED=1 leaves out what `make check` has passed on the same tree; .ci/run sets it.
+test: $(STAMP) ## every test that needs no GPU in its short form, two files at a time
+	$(PYTEST) $(if $(CHECKED),tests/ray tests/e2e tests/browser)
 
 soak: $(STAMP) ## fault and load tests in their long form
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --soak --timeout 7200 -s

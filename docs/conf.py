@@ -1,5 +1,10 @@
 """Sphinx: the guides of this folder, and the reference of sigrl_core from its docstrings. `make docs` builds it."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
+
 project = "SigRL on Ray"
 author = "the SigRL on Ray authors"
 extensions = [
@@ -38,3 +43,6 @@ html_theme = "furo"
 html_title = project
 html_theme_options = {"source_repository": "", "footer_icons": []}
 html_copy_source = False
+
+# The public `Tagger` extends the one of inference, so the short name in an annotation has two targets.
+suppress_warnings = ["ref.python"]

@@ -1,4 +1,4 @@
-"""Pictures as strangers send them: photographs damaged, turned, mislabelled, and files that only look like one."""
+"""Hostile image files: damaged, rotated and misnamed photographs, and files that only look like images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ORIENTATION = 0x0112
 
 
 class Hostile(NamedTuple):
-    """A file, and what is to become of it.
+    """A file and its expected outcome.
 
     Attributes:
-        kind: what was done, for messages.
-        expected: "good"; a reason of images.REASONS; or "either", where damage may or may not be seen.
-        picture: upright RGB in full size, for good ones.
+        kind: the kind of manipulation, for messages.
+        expected: "good", a reason of images.REASONS, or "either" if the damage may or may not be detected.
+        image: upright RGB image in full size, for good files.
     """
 
     kind: str
     data: bytes
     expected: str
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
 
 
 def hostile(photographs: Sequence[bytes], count: int, seed: int = 0) -> Iterator[Hostile]:
@@ -38,7 +38,7 @@ def hostile(photographs: Sequence[bytes], count: int, seed: int = 0) -> Iterator
         yield Hostile(kind, *make(rng.choice(photographs), rng))
 
 
-# Each makes (data, expected) or (data, "good", picture) of a photograph.
+# Each makes (data, expected) or (data, "good", image) of a photograph.
 _Made = tuple[bytes, str] | tuple[bytes, str, Image.Image]
 _Maker = Callable[[bytes, random.Random], _Made]
 
@@ -92,7 +92,7 @@ def _random_bytes(data: bytes, rng: random.Random) -> _Made:
     return b"\0" + rng.randbytes(1000), "not_an_image"
 
 
-def _page_for_picture(data: bytes, rng: random.Random) -> _Made:
+def _page_for_image(data: bytes, rng: random.Random) -> _Made:
     return b"<!doctype html><title>404 Not Found</title>", "not_an_image"
 
 
@@ -128,12 +128,12 @@ def _too_long_for_a_jpeg(data: bytes, rng: random.Random) -> _Made:
 
 
 def _thin(data: bytes, rng: random.Random) -> _Made:
-    picture = Image.new("RGB", rng.choice([(1, 1), (1, 60_000), (60_000, 1)]), (10, 200, 30))
-    return _encoded(picture, "PNG"), "good", picture
+    image = Image.new("RGB", rng.choice([(1, 1), (1, 60_000), (60_000, 1)]), (10, 200, 30))
+    return _encoded(image, "PNG"), "good", image
 
 
 def _other_format(format: str, **options) -> _Maker:
-    """Behind the name .jpg, as any name: nothing but its first bytes says what a file is."""
+    """Makes a file of another format under the name .jpg; only its first bytes define the format."""
     return lambda data, rng: _read_back(_encoded(_rgb(data), format, **options))
 
 
@@ -144,8 +144,8 @@ def _other_mode(mode: str, format: str, **options) -> _Maker:
 def _animated(format: str) -> _Maker:
     def make(data: bytes, rng: random.Random) -> _Made:
         first = _rgb(data)
-        others = [ImageOps.invert(first), Image.new("RGB", first.size)]
-        return _read_back(_encoded(first, format, save_all=True, append_images=others, duration=50))
+        later_frames = [ImageOps.invert(first), Image.new("RGB", first.size)]
+        return _read_back(_encoded(first, format, save_all=True, append_images=later_frames, duration=50))
 
     return make
 
@@ -161,9 +161,9 @@ def _turned(orientation: int) -> _Maker:
 
 
 def _damaged_exif(data: bytes, rng: random.Random) -> _Made:
-    picture = _rgb(data)
+    image = _rgb(data)
     exif = b"Exif\0\0II*\0" + rng.randbytes(rng.randrange(40)).replace(struct.pack("<H", ORIENTATION), b"")
-    return _encoded(picture, "JPEG", exif=exif), "good", _rgb(_encoded(picture, "JPEG"))
+    return _encoded(image, "JPEG", exif=exif), "good", _rgb(_encoded(image, "JPEG"))
 
 
 def _profile(data: bytes, rng: random.Random) -> _Made:
@@ -188,11 +188,11 @@ def _deep(format: str) -> _Maker:
 
 
 def _half_transparent(data: bytes, rng: random.Random) -> _Made:
-    picture = _rgb(data)
-    fading = Image.linear_gradient("L").resize(picture.size)
-    on_white = Image.composite(picture, Image.new("RGB", picture.size, "white"), fading)
-    picture.putalpha(fading)
-    return _encoded(picture, "PNG", compress_level=1), "good", on_white
+    image = _rgb(data)
+    fading = Image.linear_gradient("L").resize(image.size)
+    on_white = Image.composite(image, Image.new("RGB", image.size, "white"), fading)
+    image.putalpha(fading)
+    return _encoded(image, "PNG", compress_level=1), "good", on_white
 
 
 def _palette_with_hole(data: bytes, rng: random.Random) -> _Made:
@@ -214,7 +214,7 @@ _KINDS: list[tuple[str, _Maker]] = [
     ("spliced", _spliced),
     ("empty", lambda data, rng: (b"", "empty")),
     ("random bytes", _random_bytes),
-    ("a page", _page_for_picture),
+    ("a page", _page_for_image),
     ("a program", _program),
     ("PNG bomb", _png_bomb),
     ("JPEG bomb", _jpeg_bomb),

@@ -36,6 +36,13 @@ def apart_from_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
+def joined_to_ray() -> dict[str, str]:
+    """This process's environment, for commands that join the Ray of the tests."""
+    import ray
+
+    return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
 def recipe_of(target: str) -> str:
     """What `make` would run where everything is installed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`

@@ -1,68 +1,37 @@
-"""Where labelled pictures come from: one file per way to write labels down, one table.
+"""Corpora of labelled images: one module per annotation format.
 
-A corpus is a function from (folder of pictures, annotation file or None) to a `Listing`. A new one is a new file and a
-line in `CORPORA`.
+A corpus is a function from (folder of images, annotation file or None) to a `Listing`. `plugins.CORPORA` names them;
+`register_corpus` adds one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-from sigrl_core.corpora import (
-    coco,
-    csv_list,
-    cub,
-    files,
-    folder,
-    hugging_face,
-    jsonl,
-    nus_wide,
-    open_images,
-    parquet_list,
-    shards,
-    voc,
-    webdataset,
-    yolo,
-)
-from sigrl_core.corpora.listing import Listing, Row, label_states, told
-from sigrl_core.errors import CorpusError
+from sigrl_core.corpora.listing import ListedImage, Listing, apply_label_policy, label_states
+from sigrl_core.plugins import CORPORA
 
-__all__ = ["CORPORA", "WALKED", "Corpus", "Listing", "Row", "get_corpus", "label_states", "told"]
+__all__ = [
+    "CORPORA",
+    "PATH_CORPORA",
+    "Corpus",
+    "ListedImage",
+    "Listing",
+    "apply_label_policy",
+    "get_corpus",
+    "label_states",
+]
 
 Corpus = Callable[[str, str | None], Listing]
 
-CORPORA: dict[str, Corpus] = {
-    "folder": folder.list_corpus,
-    "files": files.list_corpus,
-    "shards": shards.list_corpus,
-    "jsonl": jsonl.list_corpus,
-    "csv": csv_list.list_corpus,
-    "parquet": parquet_list.list_corpus,
-    "webdataset": webdataset.list_corpus,
-    "hugging_face": hugging_face.list_corpus,
-    "coco": coco.list_corpus,
-    "voc": voc.list_corpus,
-    "yolo": yolo.list_corpus,
-    "open_images": open_images.list_corpus,
-    "nus_wide": nus_wide.list_tags_and_concepts,
-    "nus_wide_81": nus_wide.list_concepts,
-    "cub": cub.list_corpus,
-    "cub_train": partial(cub.list_corpus, split="train"),
-    "cub_test": partial(cub.list_corpus, split="test"),
-}
-
-
-WALKED = ("folder", "files")
-"""Corpora whose uris are paths below the folder of pictures, whatever they look like."""
+PATH_CORPORA = ("folder", "files")
+"""Corpora whose uris are always paths below the folder of images, even if they look like locations."""
 
 
 def get_corpus(name: str) -> Corpus:
-    """The corpus of that name.
+    """Returns the corpus of that name.
 
     Raises:
         CorpusError: there is none.
     """
-    if name not in CORPORA:
-        raise CorpusError(f"corpus {name!r} is not known; known are {', '.join(CORPORA)}")
     return CORPORA[name]

@@ -1,30 +1,30 @@
-"""A folder of pictures. Sub-folders are labels: `cat/1.jpg` is a cat, nothing else; `1.jpg` has no labels known."""
+"""A folder of images. The sub-folder is the only label (`cat/1.jpg`). Other images are not annotated."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sigrl_core import storage
-from sigrl_core.corpora.listing import Listing, Row, require_folder, require_none
+from sigrl_core.corpora.listing import ListedImage, Listing, require_folder, require_none
+from sigrl_core.data.images import SUFFIXES
 from sigrl_core.errors import CorpusError
-from sigrl_core.images import SUFFIXES
+from sigrl_core.io import storage
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
-    """Lists every picture at every depth, in the order of paths; the first folder of the path is the label.
+    """Lists all images at all depths, in the order of paths; the first folder of the path is the label.
 
     Raises:
-        CorpusError: no such folder, no pictures in it, or annotations given.
+        CorpusError: the folder is missing or has no images, or annotations are given.
     """
     require_none("folder", annotations)
     require_folder(images)
-    return Listing(_rows(images))
+    return Listing(_list_images(images))
 
 
-def _rows(images: str) -> Iterator[Row]:
+def _list_images(images: str) -> Iterator[ListedImage]:
     file = None
     for file in storage.walk(images, SUFFIXES):
         label, slash, _ = file.path.partition("/")
-        yield Row(file.path, (label,) if slash else None, size=file.size)
+        yield ListedImage(file.path, (label,) if slash else None, size=file.size)
     if file is None:
         raise CorpusError(f"{images}: no image files with suffixes {', '.join(SUFFIXES)} under it; check --images")

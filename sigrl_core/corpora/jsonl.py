@@ -1,6 +1,7 @@
 """One JSON object per line: `{"uri": "a/1.jpg", "labels": ["cat"], "negatives": ["dog"]}`.
 
-Without `negatives`, labels not listed are absent; with it, they are unknown. Without `labels` too, all are unknown.
+Without `negatives`, labels that are not listed are absent; with it, they are unknown. Without `labels`, all labels are
+unknown.
 """
 
 from __future__ import annotations
@@ -9,34 +10,34 @@ import io
 import json
 from collections.abc import Iterator
 
-from sigrl_core import storage
-from sigrl_core.corpora.listing import Listing, Row, require_file
+from sigrl_core.corpora.listing import ListedImage, Listing, require_file
 from sigrl_core.errors import CorpusError
+from sigrl_core.io import storage
 
 _KEYS = ("uri", "labels", "negatives")
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
-    """Lists the lines in their order.
+    """Lists the lines in order.
 
     Raises:
-        CorpusError: no file, no rows, a line that is not such an object; names the line.
+        CorpusError: no file, no rows, or a malformed line; the message has the line.
     """
-    return Listing(_rows(require_file("jsonl", annotations)))
+    return Listing(_list_images(require_file("jsonl", annotations)))
 
 
-def _rows(annotations: str) -> Iterator[Row]:
-    row = None
-    with storage.reading(annotations) as file:
+def _list_images(annotations: str) -> Iterator[ListedImage]:
+    image = None
+    with storage.open_input(annotations) as file:
         for number, line in enumerate(io.BufferedReader(file, 1 << 20), 1):
             if line.strip():
-                row = _row(line, f"{annotations}, line {number}")
-                yield row
-    if row is None:
+                image = _parse_line(line, f"{annotations}, line {number}")
+                yield image
+    if image is None:
         raise CorpusError(f'{annotations}: no rows; write one {{"uri": ..., "labels": [...]}} per line')
 
 
-def _row(line: bytes, where: str) -> Row:
+def _parse_line(line: bytes, where: str) -> ListedImage:
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -45,10 +46,10 @@ def _row(line: bytes, where: str) -> Row:
         raise CorpusError(f'{where}: expected an object with a text "uri", found {line.decode()[:80]}')
     if unknown := sorted(set(value) - set(_KEYS)):
         raise CorpusError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
-    return Row(value["uri"], _names(value, "labels", where), _names(value, "negatives", where))
+    return ListedImage(value["uri"], _read_names(value, "labels", where), _read_names(value, "negatives", where))
 
 
-def _names(value: dict, key: str, where: str) -> tuple[str, ...] | None:
+def _read_names(value: dict, key: str, where: str) -> tuple[str, ...] | None:
     names = value.get(key)
     if names is None:
         return None

@@ -1,4 +1,4 @@
-"""What every corpus becomes: rows in a fixed order, and their label states."""
+"""The listing that every corpus returns: images in a fixed order, with their labels."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sigrl_core import storage
-from sigrl_core.config import LabelStates
+from sigrl_core.config import LabelPolicy
+from sigrl_core.data.label_states import ABSENT, PRESENT, UNKNOWN
 from sigrl_core.errors import CorpusError, VocabularyError
-from sigrl_core.records import ABSENT, PRESENT, UNKNOWN
-from sigrl_core.vocabulary import Vocabulary
+from sigrl_core.io import storage
+from sigrl_core.labels.vocabulary import Vocabulary
 
 _COLUMNS = ("uri", "labels", "negatives")
 
 
-class Row(NamedTuple):
-    """One picture of a corpus.
+class ListedImage(NamedTuple):
+    """One image of a corpus.
 
     Attributes:
-        uri: as the corpus writes it; below the corpus's folder of pictures unless absolute. One inside a container (a
+        uri: location as the corpus writes it; relative ones are below the folder of images. An image in a container (a
             tar, a Parquet file) is `container#name`.
-        labels: those present; None says that nobody annotated this picture.
-        negatives: those absent, where the corpus tells; None says that what is not in `labels` is absent.
-        size: bytes of the picture, where the corpus knows without opening it.
-        offset: where a container holds it: the byte it starts at in a tar, its row in a Parquet file.
-        etag: of the file or of its container, what changes when its content does; None where nobody looked.
+        labels: labels that are present; None for an image that is not annotated.
+        negatives: labels that are absent, all others being unknown; None if all labels outside `labels` are absent.
+        size: size in bytes, if the corpus has it without opening the image.
+        offset: position in a container: the first byte in a tar, the row in a Parquet file.
+        etag: a text that changes with the content of the file or container, if the corpus has it.
     """
 
     uri: str
@@ -41,62 +41,66 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """All pictures of a corpus.
+    """All images of a corpus.
 
     Attributes:
-        rows: in the corpus's order; read once, as they are found, so that millions need no memory.
-        vocabulary: the corpus's own labels, in its order; None for those that rows mention, in alphabetical order.
+        images: images in the corpus's order; can be iterated once, and is not held in memory.
+        vocabulary: the corpus's own labels, in its order; None for the labels of the images, in alphabetical order.
     """
 
-    rows: Iterable[Row]
+    images: Iterable[ListedImage]
     vocabulary: Vocabulary | None = None
 
 
-def label_states(rows: Sequence[Row], vocabulary: Vocabulary, annotated: Literal["all", "seen"] = "all") -> np.ndarray:
-    """Labels of N rows, all of the vocabulary, as int8 [N, C] in its order: PRESENT, ABSENT or UNKNOWN.
+def label_states(
+    images: Sequence[ListedImage], vocabulary: Vocabulary, annotated: Literal["all", "seen"] = "all"
+) -> np.ndarray:
+    """Returns the label states of N images as int8 [N, C]: PRESENT, ABSENT or UNKNOWN.
 
     Args:
-        annotated: the labels that were looked for in every annotated picture.
+        vocabulary: contains all labels of the images.
+        annotated: the labels that annotators looked for in every annotated image.
     """
     not_listed_C = np.full(len(vocabulary), ABSENT, dtype=np.int8)
     if annotated == "seen":
         not_listed_C[vocabulary.positions("unseen")] = UNKNOWN
     index = vocabulary.index
-    states_NC = np.full((len(rows), len(vocabulary)), UNKNOWN, dtype=np.int8)
-    for row, states_C in zip(rows, states_NC, strict=True):
-        if row.labels is not None and row.negatives is None:
+    states_NC = np.full((len(images), len(vocabulary)), UNKNOWN, dtype=np.int8)
+    for image, states_C in zip(images, states_NC, strict=True):
+        if image.labels is not None and image.negatives is None:
             states_C[:] = not_listed_C
-        states_C[[index[name] for name in row.negatives or ()]] = ABSENT
-        states_C[[index[name] for name in row.labels or ()]] = PRESENT
+        states_C[[index[name] for name in image.negatives or ()]] = ABSENT
+        states_C[[index[name] for name in image.labels or ()]] = PRESENT
     return states_NC
 
 
-def told(states_C: np.ndarray, labels: LabelStates, sha256: str, seed: int) -> np.ndarray:
-    """Of a picture's label states, those that training is told; a function of its content and the seed.
+def apply_label_policy(states_C: np.ndarray, policy: LabelPolicy, sha256: str, seed: int) -> np.ndarray:
+    """Returns the label states of an image that training uses; the others are unknown.
 
-    `single-positive` draws one of the labels present with equal chance, as Cole et al. 2021 (arXiv 2106.09708).
+    `single-positive` keeps one present label, chosen uniformly at random as in Cole et al. 2021 (arXiv 2106.09708). The
+    choice depends on the image's hash and the seed.
     """
-    if labels == "full":
+    if policy == "full":
         return states_C
     positives = np.flatnonzero(states_C == PRESENT)
-    if labels == "single-positive" and len(positives):
-        drawn = np.random.default_rng([seed, int(sha256[:16], 16)]).integers(len(positives))
-        positives = positives[drawn : drawn + 1]
-    told_C = np.full_like(states_C, UNKNOWN)
-    told_C[positives] = PRESENT
-    return told_C
+    if policy == "single-positive" and len(positives):
+        choice = np.random.default_rng([seed, int(sha256[:16], 16)]).integers(len(positives))
+        positives = positives[choice : choice + 1]
+    kept_C = np.full_like(states_C, UNKNOWN)
+    kept_C[positives] = PRESENT
+    return kept_C
 
 
-def own_vocabulary(names: Iterable[str], where: str, unseen: Iterable[str] = ()) -> Vocabulary:
-    """The labels that a corpus lists; raises CorpusError when they are no label list."""
+def corpus_vocabulary(names: Iterable[str], where: str, unseen: Iterable[str] = ()) -> Vocabulary:
+    """Makes a vocabulary of a corpus's own labels; raises CorpusError for empty or repeated names."""
     try:
-        return Vocabulary(Vocabulary.of(names).labels + Vocabulary.of(unseen, "unseen").labels)
+        return Vocabulary(Vocabulary.from_names(names).labels + Vocabulary.from_names(unseen, "unseen").labels)
     except VocabularyError as error:
         raise CorpusError(f"{where}: {error}") from error
 
 
 def require_annotations(corpus: str, annotations: str | None) -> str:
-    """The location of an annotation file, or folder, that this corpus cannot do without."""
+    """Returns the location of the annotation file or folder; raises CorpusError if it is missing."""
     if annotations is None:
         raise CorpusError(f"corpus {corpus}: needs an annotation file, none given; add --annotations FILE")
     if not storage.exists(annotations):
@@ -105,21 +109,21 @@ def require_annotations(corpus: str, annotations: str | None) -> str:
 
 
 def require_none(corpus: str, annotations: str | None) -> None:
-    """For a corpus that takes no annotations."""
+    """Raises CorpusError if annotations are given to a corpus that takes none."""
     if annotations is not None:
         raise CorpusError(f"corpus {corpus}: takes no annotations, found {annotations}; leave --annotations out")
 
 
 def require_file(corpus: str, annotations: str | None) -> str:
-    """The same, where it must be a file."""
+    """Returns the location of the annotation file; raises CorpusError if it is missing or a folder."""
     location = require_annotations(corpus, annotations)
     if storage.is_folder(location):
         raise CorpusError(f"corpus {corpus}: annotations {annotations}: a folder, expected a file; name one in it")
     return location
 
 
-def first_there(*locations: str) -> str:
-    """The first of the places where a published corpus may have a file; raises CorpusError where it has none."""
+def first_existing(*locations: str) -> str:
+    """Returns the first of these locations that exists; raises CorpusError if there is none."""
     for location in locations:
         if storage.exists(location):
             return location
@@ -127,35 +131,36 @@ def first_there(*locations: str) -> str:
 
 
 def class_name(number: int, classes: Sequence[str] | None, where: str) -> str:
-    """The name of a class told by its number; the number itself where classes have no names."""
+    """Returns the name of a class by its number; the number itself if classes have no names."""
     if classes is None:
         return str(number)
     if not 0 <= number < len(classes):
-        raise CorpusError(f"{where}: class {number}, but there are {len(classes)} names; correct one of them")
+        raise CorpusError(f"{where}: class {number}, but there are {len(classes)} class names; correct one of them")
     return classes[number]
 
 
-def known_columns(found: Sequence[str], where: str) -> list[str]:
-    """Those of `uri`, `labels` and `negatives` that a table has; it may have others, but none that looks like a slip.
+def check_columns(names: Sequence[str], where: str) -> list[str]:
+    """Returns the columns `uri`, `labels` and `negatives` that a table has; other columns are ignored.
 
     Raises:
-        CorpusError: no `uri`, one of them twice, or a column that is nearly one of them.
+        CorpusError: no `uri`, one of the columns twice, or a column whose name is almost one of these.
     """
-    if "uri" not in found:
-        raise CorpusError(f"{where}: no column 'uri'; found {', '.join(map(repr, found[:10]))}")
-    for name in found:
-        meant = difflib.get_close_matches(name.lower(), _COLUMNS, n=1, cutoff=0.75)
-        if name not in _COLUMNS and meant and meant[0] not in found:
-            raise CorpusError(f"{where}: unknown column {name!r}; did you mean {meant[0]!r}?")
+    if "uri" not in names:
+        raise CorpusError(f"{where}: no column 'uri'; found {', '.join(map(repr, names[:10]))}")
+    for name in names:
+        similar = difflib.get_close_matches(name.lower(), _COLUMNS, n=1, cutoff=0.75)
+        if name not in _COLUMNS and similar and similar[0] not in names:
+            raise CorpusError(f"{where}: unknown column {name!r}; did you mean {similar[0]!r}?")
     for name in _COLUMNS:
-        if found.count(name) > 1:
+        if names.count(name) > 1:
             raise CorpusError(f"{where}: column {name!r} twice; keep one")
-    return [name for name in _COLUMNS if name in found]
+    return [name for name in _COLUMNS if name in names]
 
 
 def require_folder(images: str) -> None:
+    """Raises CorpusError if the folder of images is missing or a file."""
     if storage.is_folder(images):
         return
     if storage.exists(images):
-        raise CorpusError(f"{images}: a file, expected the folder of the pictures; check --images")
-    raise CorpusError(f"{images}: no such folder of pictures; check --images")
+        raise CorpusError(f"{images}: a file, expected the folder of the images; check --images")
+    raise CorpusError(f"{images}: no such folder of images; check --images")

@@ -1,4 +1,4 @@
-"""A listing on disk: a Parquet file, one row group for each part of the work, written once, while it is listed."""
+"""Stores a listing as a Parquet file with one row group per partition; it is written while the corpus is listed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sigrl_core import storage
-from sigrl_core.corpora.listing import Listing, Row
+from sigrl_core.corpora.listing import ListedImage, Listing
 from sigrl_core.errors import CorpusError
-from sigrl_core.parts import Part
-from sigrl_core.vocabulary import Vocabulary
+from sigrl_core.io import storage
+from sigrl_core.io.resumable_job import Partition
+from sigrl_core.labels.vocabulary import Vocabulary
 
 _SCHEMA = pa.schema(
     [
@@ -33,8 +33,8 @@ _SCHEMA = pa.schema(
 _KEY = "sigrl_listing"
 
 
-class Listed(NamedTuple):
-    """What was listed: how much, a hash of all of it, and the labels that it is told in."""
+class ListingSummary(NamedTuple):
+    """Number of images of a listing, a hash of them, and the vocabulary of their labels."""
 
     num_rows: int
     sha256: str
@@ -45,98 +45,101 @@ def write_listing(
     listing: Listing,
     uri: str | None,
     vocabulary: Vocabulary | None = None,
-    rows_per_part: int = 1000,
-    bytes_per_part: int | None = None,
-    cut: Callable[[Iterable[Row]], Iterable[list[Row]]] | None = None,
-) -> Listed:
-    """Writes a listing as its rows come; holds the rows of one part at a time.
+    rows_per_partition: int = 1000,
+    bytes_per_partition: int | None = None,
+    partition: Callable[[Iterable[ListedImage]], Iterable[list[ListedImage]]] | None = None,
+) -> ListingSummary:
+    """Writes a listing; memory holds the images of one partition at a time.
 
     Args:
-        uri: file to write; None only looks what there is.
-        vocabulary: the labels that rows may have, in place of the corpus's own.
-        rows_per_part: rows of each part at most.
-        bytes_per_part: ends a part before its pictures, as listed, are more bytes; every part has one at least.
-        cut: makes the parts in place of these two.
+        uri: file to write; None computes the summary alone.
+        vocabulary: the permitted labels, in place of the corpus's own.
+        rows_per_partition: maximum number of images of a partition.
+        bytes_per_partition: maximum number of bytes of a partition's images, unless it has a single image.
+        partition: cuts the listing into partitions, in place of these two limits.
 
     Raises:
-        CorpusError: what the corpus raises; a label that the vocabulary lacks, an empty one, one both present and
-            absent; a picture of unknown size where `bytes_per_part` needs to know it.
+        CorpusError: errors of the corpus; a label that is not in the vocabulary, is empty, or is both present and
+            absent; an image of unknown size with `bytes_per_partition`.
     """
     vocabulary = vocabulary or listing.vocabulary
     index = None if vocabulary is None else vocabulary.index
     names: set[str] = set()
     digest, num_rows = hashlib.sha256(), 0
-    opened: Any = contextlib.nullcontext(pa.MockOutputStream()) if uri is None else storage.writing(uri)
-    with opened as file, pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
-        for rows in cut(listing.rows) if cut else _parts(listing.rows, rows_per_part, bytes_per_part):
-            for row in rows:
-                _check(row, index)
-                names.update(row.labels or (), row.negatives or ())
-            columns = list(zip(*rows, strict=True))
-            digest.update(json.dumps(columns[:-1]).encode())  # a copy has the same pictures, changed at another time
-            num_rows += len(rows)
+    output: Any = contextlib.nullcontext(pa.MockOutputStream()) if uri is None else storage.open_output(uri)
+    with output as file, pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
+        for images in (
+            partition(listing.images) if partition else _cut(listing.images, rows_per_partition, bytes_per_partition)
+        ):
+            for image in images:
+                _check(image, index)
+                names.update(image.labels or (), image.negatives or ())
+            columns = list(zip(*images, strict=True))
+            digest.update(json.dumps(columns[:-1]).encode())  # without etags, which differ in a copy of the corpus
+            num_rows += len(images)
             writer.write_table(pa.table([list(column) for column in columns], schema=_SCHEMA))
-        listed = Listed(num_rows, digest.hexdigest(), vocabulary or Vocabulary.of(sorted(names)))
-        told = {"rows": listed.num_rows, "sha256": listed.sha256, "vocabulary": listed.vocabulary.to_rows()}
-        writer.add_key_value_metadata({_KEY: json.dumps(told)})
-    return listed
+        summary = ListingSummary(num_rows, digest.hexdigest(), vocabulary or Vocabulary.from_names(sorted(names)))
+        payload = {"rows": summary.num_rows, "sha256": summary.sha256, "vocabulary": summary.vocabulary.to_rows()}
+        writer.add_key_value_metadata({_KEY: json.dumps(payload)})
+    return summary
 
 
-def read_listed(uri: str) -> Listed:
-    """What `write_listing` returned when it wrote that file."""
-    with storage.reading(uri) as file:
-        told = json.loads(pq.ParquetFile(file).metadata.metadata[_KEY.encode()])
-    return Listed(told["rows"], told["sha256"], Vocabulary.from_rows(told["vocabulary"], uri))
+def read_listing_summary(uri: str) -> ListingSummary:
+    """Reads the summary that `write_listing` returned when it wrote the file."""
+    with storage.open_input(uri) as file:
+        payload = json.loads(pq.ParquetFile(file).metadata.metadata[_KEY.encode()])
+    return ListingSummary(payload["rows"], payload["sha256"], Vocabulary.from_rows(payload["vocabulary"], uri))
 
 
-def parts_of(uri: str) -> list[Part]:
-    """The parts that a listing file was cut into, in order."""
-    with storage.reading(uri) as file:
-        groups = pq.ParquetFile(file).metadata
-    rows = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
-    return [Part(index, stop - rows[index], stop) for index, stop in enumerate(accumulate(rows))]
+def list_partitions(uri: str) -> list[Partition]:
+    """Returns the partitions of a listing file, in order."""
+    with storage.open_input(uri) as file:
+        metadata = pq.ParquetFile(file).metadata
+    num_rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    return [Partition(index, stop - num_rows[index], stop) for index, stop in enumerate(accumulate(num_rows))]
 
 
-def read_part(uri: str, part: Part) -> list[Row]:
-    """The rows of one part of a listing file; reads no others."""
-    with storage.reading(uri) as file:
-        table = pq.ParquetFile(file).read_row_group(part.index)
-    told = [
+def read_partition(uri: str, partition: Partition) -> list[ListedImage]:
+    """Reads the images of one partition of a listing file, and no others."""
+    with storage.open_input(uri) as file:
+        table = pq.ParquetFile(file).read_row_group(partition.index)
+    labels_and_negatives = [
         [None if names is None else tuple(names) for names in table[key].to_pylist()] for key in ("labels", "negatives")
     ]
-    where = [table[key].to_pylist() for key in ("size", "offset", "etag")]
-    return [Row(*row) for row in zip(table["uri"].to_pylist(), *told, *where, strict=True)]
+    position = [table[key].to_pylist() for key in ("size", "offset", "etag")]
+    rows = zip(table["uri"].to_pylist(), *labels_and_negatives, *position, strict=True)
+    return [ListedImage(*row) for row in rows]
 
 
-def _parts(rows: Iterable[Row], most_rows: int, most_bytes: int | None) -> Iterator[list[Row]]:
-    part: list[Row] = []
+def _cut(images: Iterable[ListedImage], max_rows: int, max_bytes: int | None) -> Iterator[list[ListedImage]]:
+    partition: list[ListedImage] = []
     num_bytes = 0
-    for row in rows:
-        if most_bytes is not None and row.size is None:
-            raise CorpusError(f"{row.uri}: this corpus lists no sizes; set --rows-per-shard, not --bytes-per-shard")
-        size = row.size or 0
-        if part and (len(part) == most_rows or (most_bytes is not None and num_bytes + size > most_bytes)):
-            yield part
-            part, num_bytes = [], 0
-        part.append(row)
+    for image in images:
+        if max_bytes is not None and image.size is None:
+            raise CorpusError(f"{image.uri}: this corpus lists no sizes; set --rows-per-shard, not --bytes-per-shard")
+        size = image.size or 0
+        if partition and (len(partition) == max_rows or (max_bytes is not None and num_bytes + size > max_bytes)):
+            yield partition
+            partition, num_bytes = [], 0
+        partition.append(image)
         num_bytes += size
-    if part:
-        yield part
+    if partition:
+        yield partition
 
 
-def _check(row: Row, index: dict[str, int] | None) -> None:
-    labels, negatives = row.labels or (), row.negatives or ()
+def _check(image: ListedImage, index: dict[str, int] | None) -> None:
+    labels, negatives = image.labels or (), image.negatives or ()
     if negatives and (both := set(labels) & set(negatives)):
-        raise CorpusError(f"{row.uri}: label {min(both)!r} is both in labels and in negatives; keep one")
+        raise CorpusError(f"{image.uri}: label {min(both)!r} is both in labels and in negatives; keep one")
     for name in (*labels, *negatives):
         if not name.strip():
-            raise CorpusError(f"{row.uri}: an empty label; give it a name or leave it out")
+            raise CorpusError(f"{image.uri}: an empty label; give it a name or leave it out")
         if index is not None and name not in index:
-            raise CorpusError(f"{row.uri}: label {name!r} is not in the vocabulary{_nearest(name, index)}")
+            raise CorpusError(f"{image.uri}: label {name!r} is not in the vocabulary{_suggest(name, index)}")
 
 
-def _nearest(name: str, index: dict[str, int]) -> str:
-    nearest = difflib.get_close_matches(name, index, n=1)
+def _suggest(name: str, index: dict[str, int]) -> str:
+    similar = difflib.get_close_matches(name, index, n=1)
     return (
-        f"; did you mean {nearest[0]!r}?" if nearest else f" of {len(index)} labels; add it there or leave it out here"
+        f"; did you mean {similar[0]!r}?" if similar else f" of {len(index)} labels; add it there or leave it out here"
     )

@@ -1,7 +1,7 @@
-"""A Parquet file with columns `uri` (text), `labels` and, where wanted, `negatives` (lists of texts).
+"""A Parquet file with columns `uri` (text), `labels` and optionally `negatives` (lists of texts).
 
-Other columns are not read. As in JSON lines: without `negatives`, or where it is null, labels not listed are absent;
-with it they are unknown. Where `labels` is null too, all are unknown.
+Other columns are ignored. Without `negatives`, or if it is null, labels that are not listed are absent; with it they
+are unknown. If `labels` is null, all labels are unknown.
 """
 
 from __future__ import annotations
@@ -10,50 +10,51 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from sigrl_core.corpora.listing import Listing, Row, known_columns, require_file
-from sigrl_core.corpora.parquet import is_list, is_text, opened
+from sigrl_core.corpora.listing import ListedImage, Listing, check_columns, require_file
+from sigrl_core.corpora.parquet import is_list, is_text, open_parquet
 from sigrl_core.errors import CorpusError
 
-_ROWS_AT_A_TIME = 1000
+_ROWS_PER_READ = 1000
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
-    """Lists the rows in their order.
+    """Lists the rows in order.
 
     Raises:
-        CorpusError: no file, not Parquet, no rows, a column that is missing or of another type; names column or row.
+        CorpusError: no file, not Parquet, no rows, a column that is missing or has another type; the message has the
+            column or row.
     """
-    return Listing(_rows(require_file("parquet", annotations)))
+    return Listing(_list_images(require_file("parquet", annotations)))
 
 
-def _rows(annotations: str) -> Iterator[Row]:
+def _list_images(annotations: str) -> Iterator[ListedImage]:
     number = 0
-    with opened(annotations) as file:
+    with open_parquet(annotations) as file:
         schema = file.schema_arrow
-        columns = known_columns(schema.names, annotations)
+        columns = check_columns(schema.names, annotations)
         for name in columns:
             _check_type(name, schema.field(name).type, annotations)
-        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
+        for batch in file.iter_batches(_ROWS_PER_READ, columns=columns):
             cells = {name: batch.column(name).to_pylist() for name in columns}
-            nobody = [None] * batch.num_rows
-            told = (cells.get(name, nobody) for name in ("labels", "negatives"))
-            for uri, labels, negatives in zip(cells["uri"], *told, strict=True):
+            missing = [None] * batch.num_rows
+            labels_and_negatives = (cells.get(name, missing) for name in ("labels", "negatives"))
+            for uri, labels, negatives in zip(cells["uri"], *labels_and_negatives, strict=True):
                 where = f"{annotations}, row {number}"
                 if not uri:
-                    raise CorpusError(f"{where}: uri is empty; name the picture's file")
-                yield Row(uri, _names(labels, where), _names(negatives, where))
+                    raise CorpusError(f"{where}: uri is empty; name the image's file")
+                yield ListedImage(uri, _strip_names(labels, where), _strip_names(negatives, where))
                 number += 1
     if not number:
-        raise CorpusError(f"{annotations}: no rows; write one a picture")
+        raise CorpusError(f"{annotations}: no rows; write one per image")
 
 
-def _check_type(name: str, found: pa.DataType, where: str) -> None:
+def _check_type(name: str, type_: pa.DataType, where: str) -> None:
     expected = "text" if name == "uri" else "lists of texts"
-    if not (is_text(found) if name == "uri" else is_list(found) and is_text(found.value_type)):
-        raise CorpusError(f"{where}: column {name} has {found}, expected {expected}; write it as such")
+    if not (is_text(type_) if name == "uri" else is_list(type_) and is_text(type_.value_type)):
+        raise CorpusError(f"{where}: column {name} has type {type_}, expected {expected}; convert it")
 
 
-def _names(names: list[str | None] | None, where: str) -> tuple[str, ...] | None:
+def _strip_names(names: list[str | None] | None, where: str) -> tuple[str, ...] | None:
     if names is None:
         return None
     if None in names:

@@ -1,4 +1,4 @@
-"""Text files in which labels are written down: read line by line, every error with its line."""
+"""Reads text and CSV files line by line; every error has the line number."""
 
 from __future__ import annotations
 
@@ -6,55 +6,55 @@ import csv
 import io
 from collections.abc import Generator, Iterator
 
-from sigrl_core import storage
 from sigrl_core.errors import CorpusError
+from sigrl_core.io import storage
 
-_BUFFER_BYTES = 1 << 20  # a request of an object store brings as many
+_BUFFER_BYTES = 1 << 20  # the size of one request to an object store
 
 
-def lines(location: str) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of every line that is not blank, without the spaces around it.
+def read_lines(location: str) -> Iterator[tuple[int, str]]:
+    """Yields number (from 1) and stripped text of every line that is not blank.
 
     Raises:
-        CorpusError: a line that is not UTF-8.
+        CorpusError: a line is not UTF-8.
     """
-    return ((number, text) for number, line in enumerate(_decoded(location), 1) if (text := line.strip()))
+    return ((number, text) for number, line in enumerate(_decode_lines(location), 1) if (text := line.strip()))
 
 
-def fields(location: str, form: str) -> Generator[tuple[int, list[str]]]:
-    """Number and words of every line that is not blank.
+def read_fields(location: str, form: str) -> Generator[tuple[int, list[str]]]:
+    """Yields number and words of every line that is not blank.
 
     Args:
-        form: what a line must have, as `image_id label ...`; so many words, or more where it ends in dots.
+        form: names of the words, as `image_id label ...`; with dots at the end, a line may have more words.
 
     Raises:
-        CorpusError: a line with another number of words.
+        CorpusError: a line has another number of words.
     """
     expected = form.split()
     open_end = expected[-1] == "..."
-    least = len(expected) - open_end
-    for number, text in lines(location):
+    min_words = len(expected) - open_end
+    for number, text in read_lines(location):
         words = text.split()
-        if len(words) < least or (len(words) > least and not open_end):
+        if len(words) < min_words or (len(words) > min_words and not open_end):
             raise CorpusError(f"{location}, line {number}: expected `{form}`, found {text[:80]!r}")
         yield number, words
 
 
-def names(location: str) -> list[str]:
-    """One name a line, at least one."""
-    found = [text for _, text in lines(location)]
-    if not found:
-        raise CorpusError(f"{location}: no names in it; write one a line")
-    return found
+def read_names(location: str) -> list[str]:
+    """Reads a file with one name per line; raises CorpusError if it has none."""
+    names = [text for _, text in read_lines(location)]
+    if not names:
+        raise CorpusError(f"{location}: no names in it; write one per line")
+    return names
 
 
-def records(location: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every record of a CSV file, its header too.
+def read_records(location: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields line number and fields of every record of a CSV file, including the header.
 
     Raises:
-        CorpusError: a record that is no CSV, or not UTF-8.
+        CorpusError: a record is not valid CSV, or not UTF-8.
     """
-    reader = csv.reader(_decoded(location), strict=True)
+    reader = csv.reader(_decode_lines(location), strict=True)
     try:
         for record in reader:
             if record:
@@ -64,8 +64,8 @@ def records(location: str) -> Iterator[tuple[int, list[str]]]:
         raise CorpusError(f"{where}: not valid CSV ({error}); save it with commas between its fields") from error
 
 
-def _decoded(location: str) -> Iterator[str]:
-    with storage.reading(location) as file:
+def _decode_lines(location: str) -> Iterator[str]:
+    with storage.open_input(location) as file:
         for number, line in enumerate(io.BufferedReader(file, _BUFFER_BYTES), 1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -1,9 +1,9 @@
-"""YOLO: the objects of `images/train/1.jpg` are in `labels/train/1.txt`, one a line: `class x y width height`.
+"""YOLO. The objects of `images/train/1.jpg` are in `labels/train/1.txt`, one per line: `class x y width height`.
 
-`--annotations` has the names of the classes: `data.yaml` (`names:`, a list or number: name), or a text file with one a
-line. A picture has the labels of its objects, others are absent; without a text file it has none. The text file is
-where the last folder called `images` of a picture's path is called `labels`; without such a folder it is beside the
-picture.
+`--annotations` has the class names: `data.yaml` (`names:`, a list or number: name), or a text file with one per line.
+Labels of an image's objects are present, all others absent; an image without text file has no labels. The path of the
+text file is the image's path with the last folder `images` replaced by `labels`; without such a folder, the text file
+is beside the image.
 """
 
 from __future__ import annotations
@@ -15,69 +15,72 @@ from typing import Any
 
 import yaml
 
-from sigrl_core import storage
-from sigrl_core.corpora.ahead import ahead, files_in_flight
-from sigrl_core.corpora.listing import Listing, Row, class_name, own_vocabulary, require_file, require_folder
-from sigrl_core.corpora.text import names
+from sigrl_core.corpora.listing import ListedImage, Listing, class_name, corpus_vocabulary, require_file, require_folder
+from sigrl_core.corpora.text import read_names
+from sigrl_core.data.images import SUFFIXES
 from sigrl_core.errors import CorpusError, StorageError
-from sigrl_core.images import SUFFIXES
+from sigrl_core.io import storage
+from sigrl_core.io.prefetch import files_in_flight, prefetch_map
 
-_MOST_BYTES = 10_000_000  # of a text file of one picture, or of names
+_MAX_BYTES = 10_000_000  # of a text file of an image, or of class names
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
-    """Lists every picture at every depth, in the order of paths.
+    """Lists all images at all depths, in the order of paths.
 
     Raises:
-        CorpusError: no file, no pictures, no text files at all, names or a line that are not as above; says where.
+        CorpusError: no file, no images, no text files, malformed class names, or a malformed line; the message has the
+            file and line.
     """
     where = require_file("yolo", annotations)
     require_folder(images)
-    classes = _yaml_names(where) if where.lower().endswith((".yaml", ".yml")) else names(where)
-    vocabulary = own_vocabulary(classes, where)
-    return Listing(_rows(storage.absolute(images), classes), vocabulary)
+    classes = _read_yaml_names(where) if where.lower().endswith((".yaml", ".yml")) else read_names(where)
+    vocabulary = corpus_vocabulary(classes, where)
+    return Listing(_list_images(storage.absolute(images), classes), vocabulary)
 
 
-def _yaml_names(where: str) -> list[str]:
+def _read_yaml_names(where: str) -> list[str]:
     try:
-        content: Any = yaml.safe_load(storage.read_bytes(where, _MOST_BYTES))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # says the line
+        content: Any = yaml.safe_load(storage.read_bytes(where, _MAX_BYTES))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the message has the line
         raise CorpusError(f"{where}: not valid YAML ({error}); write names: [cat, dog]") from error
-    found = content.get("names") if isinstance(content, dict) else None
-    if isinstance(found, dict):
-        if sorted(map(str, found)) != sorted(map(str, range(len(found)))):
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
             raise CorpusError(f"{where}: names must be numbered from 0 without gaps")
-        found = [found[number] for number in sorted(found, key=int)]
-    if isinstance(found, list) and any(isinstance(name, bool) for name in found):
-        raise CorpusError(
-            f"{where}: a name is yes, no, on or off, which YAML takes for true or false; put it in quotes"
-        )
-    if not isinstance(found, list) or not found or not all(isinstance(name, str | int) for name in found):
-        raise CorpusError(f"{where}: no names of classes; write names: [cat, dog] or names: with number: name below it")
-    if content.get("nc", len(found)) != len(found):
-        raise CorpusError(f"{where}: nc is not {len(found)}, the number of names; correct one of them")
-    return [str(name).strip() for name in found]
+        names = [names[number] for number in sorted(names, key=int)]
+    if isinstance(names, list) and any(isinstance(name, bool) for name in names):
+        raise CorpusError(f"{where}: a name is yes, no, on or off, which YAML reads as true or false; put it in quotes")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        raise CorpusError(f"{where}: no class names; write names: [cat, dog] or names: with number: name below it")
+    if content.get("nc", len(names)) != len(names):
+        raise CorpusError(f"{where}: nc is not {len(names)}, the number of names; correct one of them")
+    return [str(name).strip() for name in names]
 
 
-def _rows(images: str, classes: list[str]) -> Iterator[Row]:
+def _list_images(images: str, classes: list[str]) -> Iterator[ListedImage]:
     files = storage.walk(images, SUFFIXES)
     any_text, text = False, ""
-    for found in ahead(partial(_read, images, classes), files, files_in_flight(images)):
-        file, text, labels = found
+    read = partial(_read_labels, images, classes)
+    for file, text, labels in prefetch_map(read, files, files_in_flight(images)):  # noqa: B007
         any_text = any_text or labels is not None
-        yield Row(file.path, labels or (), size=file.size)
+        yield ListedImage(file.path, labels or (), size=file.size)
     if not text:
         raise CorpusError(f"{images}: no image files with suffixes {', '.join(SUFFIXES)} under it; check --images")
     if not any_text:
-        raise CorpusError(f"{text}: no such file, nor any other of a picture; put the folder labels beside images")
+        raise CorpusError(
+            f"{text}: no such file, and no text file of another image; put the folder labels beside images"
+        )
 
 
-def _read(images: str, classes: list[str], file: storage.File) -> tuple[storage.File, str, tuple[str, ...] | None]:
-    """The picture, where its objects are, and its labels; None where there is no such file."""
+def _read_labels(
+    images: str, classes: list[str], file: storage.File
+) -> tuple[storage.File, str, tuple[str, ...] | None]:
+    """Returns the image, the location of its text file, and its labels; None if there is no text file."""
     before, folder, after = storage.join(images, file.path).rpartition("/images/")
     text = posixpath.splitext(f"{before}/labels/{after}" if folder else after)[0] + ".txt"
     try:
-        data = storage.read_bytes(text, _MOST_BYTES)
+        data = storage.read_bytes(text, _MAX_BYTES)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return file, text, None

@@ -1,1 +1,1 @@
-"""The built-in corpus and its small CLIP: what the quickstart learns from where no weights can be fetched."""
+"""The built-in corpus and its small CLIP: what the quickstart trains on, without any download."""

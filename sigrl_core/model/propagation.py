@@ -1,8 +1,8 @@
-"""Scores that travel between labels: the label graph where it is heard.
+"""Score propagation: scores of an image raise and lower the scores of other labels, along learned edges.
 
-As published the label graph reaches a score only through the queries of reconstruction, and taking it out changes
-nothing (docs/RESULTS.md). Here what an image is taken to show raises and lowers its other labels directly, along edges
-that training learns from whichever labels occur, or are mistaken for each other, together.
+In the published model the label graph affects scores only through the queries of reconstruction, and removing it
+changes nothing (docs/RESULTS.md). Propagation changes the scores directly; training learns the edges from labels that
+occur together or are confused with each other.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 
 class ScorePropagation(nn.Module):
-    """What each label hears of the others in one image:  sqrt(S) sum_j E_ij p_j,  p = softmax_j(tau logits_j).
+    """Adds to each label  sqrt(S) sum_j E_ij p_j,  p = softmax_j(tau logits_j),  of the same image.
 
-    i and j run over labels trained on, i != j. E [S, S] starts at zero and tau at 1: training starts from the scores as
-    they come. A label that was not trained on hears nothing and tells nothing.
+    i and j are trained labels, i != j. E [S, S] starts at zero and tau at 1, so that training starts from unchanged
+    scores. Labels that were not trained are neither sources nor targets.
 
     Args:
-        labels: S, how many labels are trained on.
+        labels: S, the number of trained labels.
     """
 
     def __init__(self, labels: int) -> None:
@@ -30,23 +30,30 @@ class ScorePropagation(nn.Module):
     def forward(
         self,
         logits_BR: Float[Tensor, "B R"],
-        telling_R: Int64[Tensor, " R"],
-        hearing_C: Int64[Tensor, " C"],
+        sources_R: Int64[Tensor, " R"],
+        targets_C: Int64[Tensor, " C"],
     ) -> Float[Tensor, "B C"]:
-        """`telling` and `hearing` are places among the labels trained on, -1 for others; logits are of the telling."""
-        tells = (telling_R >= 0).nonzero()[:, 0]
-        hears = (hearing_C >= 0).nonzero()[:, 0]
-        heard_BC = logits_BR.new_zeros(len(logits_BR), len(hearing_C))
-        if not len(tells):
-            return heard_BC
-        edges_HT = self._without_self()[hearing_C[hears]][:, telling_R[tells]]
-        shares_BT = (logits_BR[:, tells] * self.log_tau.exp()).softmax(dim=1)
-        return heard_BC.index_copy(1, hears, (shares_BT @ edges_HT.t()).to(heard_BC.dtype) * len(self.edges) ** 0.5)
+        """Computes the propagated scores.
 
-    def between(self, trained_C: Int64[Tensor, " C"]) -> Float[Tensor, "C C"]:
-        """The edges between the labels of these places, 0 for labels that were not trained on."""
-        inside_CC = (trained_C >= 0)[:, None] & (trained_C >= 0)
-        return self._without_self()[trained_C][:, trained_C] * inside_CC
+        Args:
+            logits_BR: logits of the source labels.
+            sources_R: positions of the source labels among the trained labels, -1 for untrained ones.
+            targets_C: the same of the target labels.
+        """
+        sources = (sources_R >= 0).nonzero()[:, 0]
+        targets = (targets_C >= 0).nonzero()[:, 0]
+        propagated_BC = logits_BR.new_zeros(len(logits_BR), len(targets_C))
+        if not len(sources):
+            return propagated_BC
+        edges_TS = self._off_diagonal_edges()[targets_C[targets]][:, sources_R[sources]]
+        shares_BS = (logits_BR[:, sources] * self.log_tau.exp()).softmax(dim=1)
+        values_BT = (shares_BS @ edges_TS.t()).to(propagated_BC.dtype) * len(self.edges) ** 0.5
+        return propagated_BC.index_copy(1, targets, values_BT)
 
-    def _without_self(self) -> Tensor:
+    def edges_between(self, trained_C: Int64[Tensor, " C"]) -> Float[Tensor, "C C"]:
+        """Returns the edges between labels at these positions; 0 for untrained labels (-1)."""
+        is_trained_CC = (trained_C >= 0)[:, None] & (trained_C >= 0)
+        return self._off_diagonal_edges()[trained_C][:, trained_C] * is_trained_CC
+
+    def _off_diagonal_edges(self) -> Tensor:
         return self.edges * (1 - torch.eye(len(self.edges), device=self.edges.device))

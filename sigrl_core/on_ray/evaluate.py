@@ -1,4 +1,4 @@
-"""Scores the pictures of an evaluation on many workers; what is measured of the scores is evaluation.py's."""
+"""Scores the images of an evaluation on Ray workers; `evaluation.evaluator` computes the metrics."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util import ActorPool
 
-from sigrl_core import storage
-from sigrl_core.batches import Rows
-from sigrl_core.config import EvaluateConfig
+from sigrl_core.config import EvaluateConfig, Resources
+from sigrl_core.data.dataset import ShardDataset
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import SigrlError
-from sigrl_core.evaluation import BATCH_SIZE, Comparison, Scored
+from sigrl_core.evaluation.evaluator import Evaluator, ScoredBatch
+from sigrl_core.evaluation.inputs import BATCH_SIZE
+from sigrl_core.io import storage
 from sigrl_core.on_ray.session import connect, device_of
-from sigrl_core.records import ShardFolder
 
-BATCHES_AT_A_TIME = 4
+BATCHES_PER_CALL = 4
 MAX_RESTARTS = 3
 
 
-def scored_by_workers(
-    config: EvaluateConfig, num_rows: int, workers: int, cpus_per_worker: float = 1.0, gpus: bool = False
-) -> Iterator[Scored]:
-    """Every picture once, in order, in the batches of a single process, whatever the number of workers.
+def score_on_workers(config: EvaluateConfig, num_rows: int, resources: Resources) -> Iterator[ScoredBatch]:
+    """Yields the scores of every image once, in order, in the same batches for any number of workers.
 
     Args:
-        config: what scores which pictures.
-        num_rows: how many these are, those of `Comparison.measured_rows`.
-        workers: processes that hold the checkpoints; a lost one is replaced.
-        cpus_per_worker: what each computes with.
-        gpus: a GPU for each.
+        config: the checkpoints and the images.
+        num_rows: number of images of `Evaluator.open_images`.
+        resources: the workers, each of which loads the checkpoints; one if `num_workers` is None. A lost worker is
+            replaced.
 
     Raises:
-        SigrlError: what a worker raised.
+        SigrlError: an error of a worker.
     """
+    resources.refuse("evaluate", "min_workers")
     config = replace(
-        config,  # as a worker finds them, whatever folder it runs in
+        config,  # a worker may run in another folder
         checkpoint=storage.absolute(config.checkpoint),
         data=storage.absolute(config.data),
-        compare=tuple(f"{name}={storage.absolute(uri)}" for name, uri in config.others.items()),
+        compare=tuple(f"{name}={storage.absolute(uri)}" for name, uri in config.compared_checkpoints.items()),
     )
-    order = np.arange(num_rows)
-    stretch = BATCH_SIZE * BATCHES_AT_A_TIME
-    stretches = [order[first : first + stretch] for first in range(0, len(order), stretch)]
+    chunk_size = BATCH_SIZE * BATCHES_PER_CALL
+    chunks = [np.arange(start, min(start + chunk_size, num_rows)) for start in range(0, num_rows, chunk_size)]
     connect()
     remote: Any = ray.remote(
-        num_cpus=cpus_per_worker, num_gpus=float(gpus), max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
     )(_Scorer)
-    pool = ActorPool([remote.remote(config, gpus) for _ in range(min(workers, len(stretches)))])
+    device = device_of(resources.gpus_per_worker)
+    pool = ActorPool([remote.remote(config, device) for _ in range(min(resources.num_workers or 1, len(chunks)))])
     try:
-        for scored in pool.map(lambda worker, numbers: worker.score.remote(numbers), stretches):
-            yield from scored
+        for batches in pool.map(lambda worker, indices: worker.score.remote(indices), chunks):
+            yield from batches
     except RayTaskError as error:
         if isinstance(error.cause, SigrlError):
             raise error.cause from None
@@ -63,14 +65,14 @@ def scored_by_workers(
 
 
 class _Scorer:
-    def __init__(self, config: EvaluateConfig, gpus: bool) -> None:
-        self.config, self.device = config, device_of(gpus)
+    def __init__(self, config: EvaluateConfig, device: str) -> None:
+        self.config, self.device = config, device
 
-    @cached_property  # not in the constructor: of an error there Ray keeps only its text
-    def loaded(self) -> tuple[Comparison, Rows]:
-        comparison = Comparison.load(self.config, self.device)
-        return comparison, comparison.measured_rows(ShardFolder.open(self.config.data))
+    @cached_property  # not in the constructor: Ray reports only the text of an error there
+    def loaded(self) -> tuple[Evaluator, ShardDataset]:
+        evaluator = Evaluator.load(self.config, self.device)
+        return evaluator, evaluator.open_images(ShardFolder.open(self.config.data))
 
-    def score(self, numbers: np.ndarray) -> list[Scored]:
-        comparison, rows = self.loaded
-        return list(comparison.score(rows, numbers))
+    def score(self, indices: np.ndarray) -> list[ScoredBatch]:
+        evaluator, dataset = self.loaded
+        return list(evaluator.score(dataset, indices))

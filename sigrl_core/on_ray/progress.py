@@ -1,4 +1,4 @@
-"""Shows on the driver how far workers on other machines are: they tell an actor, a thread here asks it."""
+"""Shows the progress of remote workers on the driver: workers report to an actor, and a thread here polls it."""
 
 from __future__ import annotations
 
@@ -13,92 +13,101 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from sigrl_core.errors import SigrlError
-from sigrl_core.progress import progress_line
+from sigrl_core.io.progress import progress_line
 
 
 class _Board:
-    """What workers have told so far."""
+    """The actor: the latest reports of the workers."""
 
     def __init__(self) -> None:
         self.done, self.note = 0, ""
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.error: SigrlError | None = None
-        self.leave = False
+        self.stop_requested = False
 
-    def begin(self, done: int, said: list[str]) -> None:
-        self.done, self.said, self.error = done, said, None
+    def begin(self, done: int, lines: list[str]) -> None:
+        self.done, self.lines, self.error = done, lines, None
 
-    def say(self, line: str) -> None:
-        self.said.append(line)
+    def add_line(self, line: str) -> None:
+        self.lines.append(line)
 
-    def reach(self, done: int, note: str) -> bool:
+    def update(self, done: int, note: str) -> bool:
         self.done, self.note = done, note
-        return self.leave
+        return self.stop_requested
 
-    def ask_to_leave(self) -> None:
-        self.leave = True
+    def request_stop(self) -> None:
+        self.stop_requested = True
 
     def fail(self, error: SigrlError) -> None:
         self.error = error
 
-    def now(self) -> tuple[int, str, list[str]]:
-        said, self.said = self.said, []
-        return self.done, self.note, said
+    def take_news(self) -> tuple[int, str, list[str]]:
+        """Returns progress, note, and the lines that were added since the last call."""
+        lines, self.lines = self.lines, []
+        return self.done, self.note, lines
 
     def failure(self) -> SigrlError | None:
         return self.error
 
 
 class Progress:
-    """A handle that travels to workers."""
+    """A handle of the actor that can be sent to workers."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
-        self._told: Any = None
+        self._pending_update: Any = None
 
-    def begin(self, done: int, said: list[str]) -> None:
-        """Says that work starts, or starts again, where so much is done; what it stopped for before is forgotten.
+    def begin(self, done: int, lines: list[str]) -> None:
+        """Reports that work starts or restarts, and clears an earlier failure.
 
         Args:
-            said: lines for whoever watches.
+            done: amount that is done already.
+            lines: lines to show above the progress line.
         """
-        ray.get(self.actor.begin.remote(done, said))
+        ray.get(self.actor.begin.remote(done, lines))
 
-    def say(self, line: str) -> None:
-        """A line for whoever watches."""
-        ray.get(self.actor.say.remote(line))
+    def add_line(self, line: str) -> None:
+        """Shows a line above the progress line."""
+        ray.get(self.actor.add_line.remote(line))
 
-    def reach(self, done: int, note: str = "") -> bool:
-        """Says how much is done in all; costs the worker nothing that it would wait for.
+    def update(self, done: int, note: str = "") -> bool:
+        """Reports the amount that is done in total, without waiting for the actor.
 
         Returns:
-            Whether the driver had asked to save and leave, as far as is known by now.
+            Whether the driver has requested a stop, as of an earlier update: a stop is noticed one or two updates late.
         """
-        leave = False
-        if self._told is not None:
-            if not ray.wait([self._told], timeout=0)[0]:
+        stop = False
+        if self._pending_update is not None:
+            if not ray.wait([self._pending_update], timeout=0)[0]:
                 return False
-            leave = bool(ray.get(self._told))
-        self._told = self.actor.reach.remote(done, note)
-        return leave
+            stop = bool(ray.get(self._pending_update))
+        self._pending_update = self.actor.update.remote(done, note)
+        return stop
 
-    def ask_to_leave(self) -> None:
-        """Has the workers save where they are and leave, a step or two later."""
-        ray.get(self.actor.ask_to_leave.remote())
+    def request_stop(self) -> None:
+        """Makes the workers save a checkpoint and stop, one or two steps later."""
+        ray.get(self.actor.request_stop.remote())
 
     def fail(self, error: SigrlError) -> None:
-        """Hands over what a worker stops for, as Ray Train keeps of a raised error only its text."""
+        """Reports the error that stops a worker; Ray Train would keep only the text of a raised error."""
         ray.get(self.actor.fail.remote(error))
 
     def failure(self) -> SigrlError | None:
-        """What a worker stopped for, if work has not started again since."""
+        """Returns the error that stopped a worker; None if there is none or work has restarted since."""
         return ray.get(self.actor.failure.remote())
 
 
 @contextmanager
 def watched(label: str, total: int, unit: str = "steps") -> Iterator[Progress]:
-    """A progress line on this process, fed by whoever holds the handle."""
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # others may leave
+    """Shows a progress line in this process while the body runs; yields the handle for the workers.
+
+    Args:
+        label: start of the line.
+        total: amount of work.
+        unit: unit of `total`.
+    """
+    # On this machine, because other machines may be removed.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     stopped = threading.Event()
 
@@ -107,8 +116,8 @@ def watched(label: str, total: int, unit: str = "steps") -> Iterator[Progress]:
             shown = 0
             while True:
                 finished = stopped.wait(0.5)
-                done, note, said = ray.get(actor.now.remote())
-                for line in said:
+                done, note, lines = ray.get(actor.take_news.remote())
+                for line in lines:
                     tqdm.write(f"{label}: {line}", file=sys.stderr)
                 if done > shown:
                     advance(done - shown, note)

@@ -1,13 +1,15 @@
-"""Folder or bucket -> tags, exactly one row for every key; again on the same folder, what is new or changed.
+"""Tags a folder or bucket and writes exactly one row per key; a second run tags only new and changed images.
 
-OUT/tags/*.parquet       rows of tagging.tags_schema, a file for each range of keys, named by where it starts
-OUT/jsonl/*.jsonl        the same as lines, where asked for
-OUT/tagging.html         how it went and what was found
-OUT/_manifest.json       counts, errors by reason, hashes of model, vocabulary and files
-OUT/_SUCCESS             written last, taken away first
-OUT/plan.json            what is asked: another question in the same folder is refused
-OUT/ranges.json          where the ranges start, now and from now on
-OUT/parts/               what was done, see parts.py
+The output folder::
+
+    OUT/tags/*.parquet       rows of tag_files.tags_schema, one file per key range, named by the range's first key
+    OUT/jsonl/*.jsonl        the same rows as JSON lines, with --format jsonl
+    OUT/tagging.html         page with duration, errors, and frequent labels
+    OUT/manifest.json        counts, errors by reason, hashes of model, vocabulary and files
+    OUT/_SUCCESS             written last; deleted when a run starts
+    OUT/plan.json            model, labels and options; a run with others in the same folder is refused
+    OUT/ranges.json          first key of each range, and of the range that holds its rows
+    OUT/parts/               commit records, see io.resumable_job
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -26,210 +28,214 @@ import ray
 from ray.exceptions import RayTaskError
 
 import sigrl_core
-from sigrl_core import storage
-from sigrl_core.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
-from sigrl_core.config import TagConfig
-from sigrl_core.corpora.listing import Listing, Row
+from sigrl_core.config import Resources, TagConfig
+from sigrl_core.config.deprecated import upgrade_plan
+from sigrl_core.corpora.listing import ListedImage, Listing
 from sigrl_core.corpora.listing_file import write_listing
 from sigrl_core.errors import ConfigError
-from sigrl_core.label_embeddings import load_embeddings
-from sigrl_core.model.coefficients import chosen
-from sigrl_core.on_ray.parts import run_parts
+from sigrl_core.inference.batch import LISTING, STAGING, DecodedBatch, PartitionTagger, TaggingTask, load_images
+from sigrl_core.inference.ranges import KeyRange, list_keys, plan_ranges, staged_ranges
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io import storage
+from sigrl_core.io.checksums import sha256_of, with_checksum
+from sigrl_core.io.resumable_job import ResumableJob
+from sigrl_core.io.retry import with_retries
+from sigrl_core.labels.embeddings import load_embeddings
+from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.model.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
+from sigrl_core.model.coefficients import resolve_implementation
+from sigrl_core.on_ray.partitions import run_partitions
 from sigrl_core.on_ray.session import connect, device_of
-from sigrl_core.parts import Job
-from sigrl_core.records import load_vocabulary, seal, sha256_of
 from sigrl_core.report.tagging import Run, Summary, write_tagging_page
-from sigrl_core.tagger import Tagger
-from sigrl_core.tagging import (
-    LISTING,
-    WAITING,
-    Crops,
-    PartTagger,
-    Question,
-    RangePart,
-    crops_of,
-    listing_of,
-    plan_ranges,
-    waiting,
-)
 
 RANGES, SUCCESS = "ranges.json", "_SUCCESS"
 NUM_SAMPLE = 64
-"""Pictures that a dry run tags."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """Where it runs; changes nothing that is written."""
-
-    most: int = 1
-    """Processes that each hold the model."""
-    least: int | None = None
-    """Starts with so many of them; None starts all."""
-    cpus: float = 1.0
-    """Of each, which it computes with."""
-    gpus: float = 0.0
-    """Of each; 0.5 puts two on a GPU, 0 computes on CPU."""
-    decode_tasks: int = 0
-    """Batches that are read and decoded ahead for each, by tasks on a CPU anywhere in the cluster; 0 does that in the
-    worker."""
+"""Number of images that a dry run tags."""
 
 
 def tag(
     config: TagConfig,
-    workers: Workers | None = None,
+    resources: Resources | None = None,
+    *,
+    decode_tasks: int = 0,
     retry_failed: bool = False,
     price_per_hour: float | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> dict[str, Any]:
-    """Tags every key under a folder, or goes on with it, or tags what has come since; returns the manifest.
+    """Tags every key under a folder, resumes an interrupted run, or tags what is new since; returns the manifest.
 
     Args:
-        workers: where it runs.
-        retry_failed: tags pictures again that could not be reached.
-        price_per_hour: of all machines together, for the page.
+        config: images, checkpoint, labels, and output.
+        resources: the workers, each of which holds the model; one by default.
+        decode_tasks: number of batches that are read and decoded ahead for each worker, by Ray tasks with one CPU
+            each; 0 reads and decodes in the worker.
+        retry_failed: tags images again that were unreachable.
+        price_per_hour: price of all machines together, for the page.
+        vocabulary: replaces the labels of `config.vocabulary`.
 
     Raises:
-        CheckpointError, VocabularyError, CorpusError: an input that cannot be used.
-        StorageError: `config.out` cannot be written, or holds another run.
+        CheckpointError: the checkpoint cannot be loaded, or not be used with these options.
+        VocabularyError: the label list cannot be used.
+        CorpusError: the images cannot be listed.
+        StorageError: `config.out` cannot be written, or contains another run.
     """
-    config, workers = _absolute(config), workers or Workers()
-    device = device_of(workers.gpus)
-    question, job, plan = _opened(config, device)
+    config, resources = _absolute(config), resources or Resources()
+    num_workers = resources.num_workers or 1
+    device = device_of(resources.gpus_per_worker)
+    task, job, plan = _open(config, device, vocabulary)
     started = time.monotonic()
-    with job.claimed(plan) as lease:
-        parts = _plan_parts(config, job, job.path(LISTING), listing_of(config))
+    with job.locked(plan) as lease:
+        parts = _plan_parts(config, job, job.path(LISTING), list_keys(config))
         job.start(plan)
-        undone, changed = _to_do(job, parts, retry_failed)
+        undone, changed = _remaining(job, parts, retry_failed)
         if not changed and storage.exists(job.path(SUCCESS)) and (manifest := job.manifest()) is not None:
             return manifest
         storage.remove(job.path(SUCCESS))
-        job.take_back(changed)
-        storage.write_json(job.path(RANGES), [[part.key, part.held_by] for part in parts])
-        _connect(workers)
+        job.reopen(changed)
+        storage.write_json(job.path(RANGES), [[part.key, part.previous_range] for part in parts])
+        _connect(num_workers, resources.cpus_per_worker, decode_tasks)
         make_work = partial(
             _worker,
             config,
             device,
-            question=question,
-            waits=waiting(parts),
+            task=task,
+            staged=staged_ranges(parts),
             retry_failed=retry_failed,
-            decode_tasks=workers.decode_tasks,
+            decode_tasks=decode_tasks,
         )
-        run_parts(
+        run_partitions(
             job,
             parts,
             make_work,
             lease,
             label="tag",
-            workers=workers.most,
-            min_workers=workers.least,
-            num_cpus=workers.cpus,
-            num_gpus=workers.gpus,
+            resources=replace(resources, num_workers=num_workers),
         )
         manifest = _finish(job, plan, parts)
-        run = Run(time.monotonic() - started, workers.most, price_per_hour)
-        summary = Summary.of(job.records(parts), parts, {part.name for part in [*undone, *changed]})
+        run = Run(time.monotonic() - started, num_workers, price_per_hour)
+        summary = Summary.from_records(job.records(parts), parts, {part.name for part in [*undone, *changed]})
         write_tagging_page(config, manifest, summary, run)
-        print(f"tag: {summary.told(run)}", file=sys.stderr)
+        print(f"tag: {summary.describe(run)}", file=sys.stderr)
         storage.write_bytes(job.path(SUCCESS), b"")
         return manifest
 
 
-def dry_run(config: TagConfig, workers: Workers) -> str:
-    """What `tag` would do, in lines; a few pictures are tagged to tell how long it takes. Raises as `tag`."""
+def dry_run(config: TagConfig, num_workers: int) -> str:
+    """Returns the number of images that `tag` would tag and an estimate of the time; writes nothing.
+
+    Args:
+        config: images, checkpoint, labels, and output.
+        num_workers: number of workers that the estimate assumes. It is based on a sample that this process tags.
+
+    Raises:
+        SigrlError: as `tag`.
+    """
     config = _absolute(config)
-    question, job, _ = _opened(config, "cpu")
-    first: list[Row] = []
-    listing = listing_of(config)
-    listing = replace(listing, rows=_noting(listing.rows, first, NUM_SAMPLE))
+    task, job, _ = _open(config, "cpu")
+    sample: list[ListedImage] = []
+    listing = list_keys(config)
+    listing = replace(listing, images=_copy_first(listing.images, sample, NUM_SAMPLE))
     parts = _plan_parts(config, job, None, listing)
-    undone, changed = _to_do(job, parts, retry_failed=False)
-    ahead = [*undone, *changed]
-    rows = sum(part.num_rows for part in ahead)
-    lines = [f"{sum(part.num_rows for part in parts):,} keys in {len(parts):,} ranges; {len(ahead):,} to work on"]
-    if rows:
-        tagger = _worker(config, "cpu", question=question, waits=set())
+    remaining = [each for ranges in _remaining(job, parts, retry_failed=False) for each in ranges]
+    num_rows = sum(part.num_rows for part in remaining)
+    lines = [f"{sum(part.num_rows for part in parts):,} keys in {len(parts):,} ranges; {len(remaining):,} to work on"]
+    if num_rows:
+        tagger = _worker(config, "cpu", task=task, staged=set())
         started = time.monotonic()
-        tagger.tag_rows(first)
-        each = (time.monotonic() - started) / len(first)
+        tagger.tag_rows(sample)
+        seconds = (time.monotonic() - started) / len(sample)
         lines.append(
-            f"at most {rows:,} pictures to tag: about {each * rows / workers.most / 60:,.0f} min with "
-            f"{workers.most} workers as fast as this process on its CPU, which took {1000 * each:.0f} ms a picture"
+            f"at most {num_rows:,} images to tag: about {seconds * num_rows / num_workers / 60:,.0f} min with "
+            f"{num_workers} workers as fast as this process on its CPU, which took {1000 * seconds:.0f} ms an image"
         )
     return "\n".join(lines)
 
 
-def _noting(rows: Iterable[Row], noted: list[Row], most: int) -> Iterator[Row]:
+def _copy_first(rows: Iterable[ListedImage], copy: list[ListedImage], max_rows: int) -> Iterator[ListedImage]:
+    """Yields all rows and adds the first ones to `copy`."""
     for row in rows:
-        if len(noted) < most:
-            noted.append(row)
+        if len(copy) < max_rows:
+            copy.append(row)
         yield row
 
 
-def _opened(config: TagConfig, device: str) -> tuple[Question, Job, dict[str, Any]]:
-    """What is asked, in which folder, by which plan; refuses a folder of another plan."""
+def _open(
+    config: TagConfig, device: str, vocabulary: Vocabulary | None = None
+) -> tuple[TaggingTask, ResumableJob, dict[str, Any]]:
+    """Returns the task, the job of the output folder, and its plan; refuses a folder with another plan."""
     checkpoint = load_checkpoint(config.checkpoint)
-    question = _question(config, checkpoint)
+    task = _task(config, checkpoint, vocabulary)
     if checkpoint.config.reconstruction.enabled:
-        how, bf16 = checkpoint.config.reconstruction, config.precision == "bf16"
-        told = chosen(how.implementation, how.coefficient_rank, device, bf16, trains=False)
-        print(f"tag: coefficients = {told}", file=sys.stderr)
-    job, plan = Job(config.out, "_manifest.json"), _plan(config, question)
-    job.agree(plan)
-    return question, job, plan
+        section, bf16 = checkpoint.config.reconstruction, config.precision == "bf16"
+        name = resolve_implementation(section.implementation, section.coefficient_rank, device, bf16, trains=False)
+        print(f"tag: coefficients = {name}", file=sys.stderr)
+    job = ResumableJob(config.out, old_manifest_name="_manifest.json", upgrade_plan=upgrade_plan("tag"))
+    plan = _plan(config, task)
+    job.check_plan(plan)
+    return task, job, plan
 
 
 def _absolute(config: TagConfig) -> TagConfig:
-    """Paths as any process of the cluster can use them; raises ConfigError where tags would be among the pictures."""
+    """Makes the paths absolute; raises ConfigError if the output folder is inside the folder of images."""
     images, out = storage.absolute(config.images), storage.absolute(config.out)
     if storage.join(out, "").startswith(storage.join(images, "")):
         raise ConfigError(f"out is {out}, below images, where the next run would tag it; choose another folder")
     return replace(config, checkpoint=storage.absolute(config.checkpoint), images=images, out=out)
 
 
-def _plan(config: TagConfig, question: Question) -> dict[str, Any]:
-    embeddings_CE = question.embeddings_CE
-    same = ("images", "corpus", "top_k", "threshold", "local_candidates", "precision", "format", "embeddings")
-    same += ("heat_maps", "max_file_bytes", "batch_size", "rows_per_part")
+def _plan(config: TagConfig, task: TaggingTask) -> dict[str, Any]:
+    """Returns the settings that a later run in the same folder must have too."""
+    embeddings_CE = task.embeddings_CE
+    names = ("images", "corpus", "top_k", "threshold", "local_candidates", "precision", "format", "embeddings")
+    names += ("heat_maps", "max_file_bytes", "batch_size", "rows_per_shard")
     return {
-        **{name: getattr(config, name) for name in same},
-        "model": question.model,
-        "vocabulary": question.vocabulary.hash,
+        **{name: getattr(config, name) for name in names},
+        "model": task.model_hash,
+        "vocabulary": task.vocabulary.hash,
         "label_embeddings": None if embeddings_CE is None else sha256_of(embeddings_CE.tobytes()),
     }
 
 
-def _question(config: TagConfig, checkpoint: Checkpoint) -> Question:
-    """Refuses what the checkpoint cannot answer, before anything is written."""
-    vocabulary = checkpoint.vocabulary if config.vocabulary is None else load_vocabulary(config.vocabulary)
+def _task(config: TagConfig, checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> TaggingTask:
+    """Returns the task; checks that the checkpoint supports it before anything is written."""
+    if vocabulary is None:
+        vocabulary = checkpoint.vocabulary if config.vocabulary is None else Vocabulary.load(config.vocabulary)
     embeddings_CE = load_embeddings(config.label_embeddings, vocabulary) if config.label_embeddings else None
     tagger = Tagger(checkpoint)
     if config.threshold is not None:
         _ = tagger.calibration
-    if embeddings_CE is not None or checkpoint.recogniser.embeddings_VE is not None:
-        tagger.ask(vocabulary, embeddings_CE)
+    if embeddings_CE is not None or checkpoint.model.embeddings_VE is not None:
+        tagger.encode_labels(vocabulary, embeddings_CE)
     model = checkpoint_version(checkpoint.uri)
-    return Question(vocabulary, embeddings_CE, model, checkpoint.recogniser.backbone.dim)
+    return TaggingTask(vocabulary, embeddings_CE, model, checkpoint.model.backbone.dim)
 
 
-def _plan_parts(config: TagConfig, job: Job, where: str | None, listing: Listing) -> list[RangePart]:
-    """Lists the source and cuts it where it was cut the last time; writes the listing, or only looks."""
-    held_by: dict[str, str] = {}
+def _plan_parts(config: TagConfig, job: ResumableJob, where: str | None, listing: Listing) -> list[KeyRange]:
+    """Lists the images and cuts them into ranges, which start with the same keys as in the previous run.
+
+    Args:
+        where: file that the listing is written to; None writes none.
+    """
+    previous_ranges: dict[str, str] = {}
     if storage.exists(job.path(RANGES)):
         finished = job.manifest() is not None
-        held_by = {
+        previous_ranges = {
             start: start if finished or before is None else before
             for start, before in storage.read_json(job.path(RANGES))
         }
-    parts: list[RangePart] = []
-    cut = partial(plan_ranges, config, held_by=held_by, note=parts.append)
-    write_listing(listing, where, cut=cut)
+    parts: list[KeyRange] = []
+    cut = partial(plan_ranges, config, previous_ranges=previous_ranges, on_range=parts.append)
+    write_listing(listing, where, partition=cut)
     return parts
 
 
-def _to_do(job: Job, parts: Sequence[RangePart], retry_failed: bool) -> tuple[list[RangePart], list[RangePart]]:
-    """The ranges never done, and those whose keys, or versions of them, are others now; with `retry_failed` also those
-    that lack pictures that could not be reached."""
+def _remaining(
+    job: ResumableJob, parts: Sequence[KeyRange], retry_failed: bool
+) -> tuple[list[KeyRange], list[KeyRange]]:
+    """Returns the ranges that are not tagged yet, and the tagged ones that must be tagged again.
+
+    These are the ranges whose keys or images have changed and, with `retry_failed`, those with unreachable images.
+    """
     undone = job.pending(parts)
     done = sorted(set(parts) - set(undone), key=lambda part: part.index)
     changed = [
@@ -240,62 +246,64 @@ def _to_do(job: Job, parts: Sequence[RangePart], retry_failed: bool) -> tuple[li
     return undone, changed
 
 
-def _connect(workers: Workers) -> None:
-    """Says so where tasks that decode would wait for ever, unless the cluster grows."""
-    held = workers.most * workers.cpus
-    connect(num_cpus=math.ceil(held) + workers.most * workers.decode_tasks)
-    there = ray.cluster_resources().get("CPU", 0)
-    if workers.decode_tasks and there < held + 1:
+def _connect(num_workers: int, cpus_per_worker: float, decode_tasks: int) -> None:
+    """Connects to Ray; prints a warning if the workers would leave no CPU for the tasks that decode."""
+    reserved = num_workers * cpus_per_worker
+    connect(num_cpus=math.ceil(reserved) + num_workers * decode_tasks)
+    available = ray.cluster_resources().get("CPU", 0)
+    if decode_tasks and available < reserved + 1:
         print(
-            f"tag: the cluster has {there:g} CPUs and {workers.most} workers hold {held:g} of them, so no picture is "
-            "decoded until it has more; give fewer --workers, or --decode-tasks 0",
+            f"tag: the cluster has {available:g} CPUs and {num_workers} workers hold {reserved:g} of them, so no image "
+            "is decoded until it has more; give fewer --num-workers, or --decode-tasks 0",
             file=sys.stderr,
         )
 
 
-def _worker(config: TagConfig, device: str, decode_tasks: int = 0, **what: Any) -> PartTagger:
+def _worker(config: TagConfig, device: str, decode_tasks: int = 0, **arguments: Any) -> PartitionTagger:
+    """Loads the model in a worker; `arguments` are those of `PartitionTagger`."""
     tagger = Tagger.load(config.checkpoint, device, config.local_candidates, config.precision)
-    size = tagger.recogniser.backbone.image_size
-    crops = partial(_crops_by_tasks, config, size, decode_tasks) if decode_tasks else None
-    return PartTagger(tagger, config=config, crops=crops, **what)
+    size = tagger.model.backbone.image_size
+    load = partial(_load_by_tasks, config, size, decode_tasks) if decode_tasks else None
+    return PartitionTagger(tagger, config=config, load_images=load, **arguments)
 
 
-def _crops_by_tasks(config: TagConfig, size: int, in_flight: int, rows: Sequence[Row]) -> Iterator[Crops]:
+def _load_by_tasks(config: TagConfig, size: int, in_flight: int, rows: Sequence[ListedImage]) -> Iterator[DecodedBatch]:
+    """Yields the decoded batches of rows in order; Ray tasks load up to `in_flight` of them ahead."""
     batches = (rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size))
-    asked = deque(_crops.remote(config, size, batch) for batch in islice(batches, in_flight))
-    while asked:
+    in_flight_refs = deque(_load_batch.remote(config, size, batch) for batch in islice(batches, in_flight))
+    while in_flight_refs:
         try:
-            crops = ray.get(asked.popleft())
+            decoded = ray.get(in_flight_refs.popleft())
         except RayTaskError as error:
-            raise error.cause from None  # our own, without the task's traceback
-        asked.extend(_crops.remote(config, size, batch) for batch in islice(batches, 1))
-        yield crops
+            raise error.cause from None  # the original error, without the task's traceback
+        in_flight_refs.extend(_load_batch.remote(config, size, batch) for batch in islice(batches, 1))
+        yield decoded
 
 
 @ray.remote(num_cpus=1)
-def _crops(config: TagConfig, size: int, batch: Sequence[Row]) -> Crops:
-    (crops,) = storage.patient(lambda: list(crops_of(config, size, batch)))()
-    return crops
+def _load_batch(config: TagConfig, size: int, batch: Sequence[ListedImage]) -> DecodedBatch:
+    (decoded,) = with_retries(lambda: list(load_images(config, size, batch)))()
+    return decoded
 
 
-def _finish(job: Job, plan: dict[str, Any], parts: Sequence[RangePart]) -> dict[str, Any]:
-    """Puts every file in its place, takes away what has no keys any more, writes the manifest; returns it."""
-    waits, errors, files, rows = waiting(parts), Counter[str](), [], 0
+def _finish(job: ResumableJob, plan: dict[str, Any], parts: Sequence[KeyRange]) -> dict[str, Any]:
+    """Moves staged files, removes the files of ranges that no longer exist, and writes the manifest; returns it."""
+    staged, errors, files, rows = staged_ranges(parts), Counter[str](), [], 0
     for part, record in zip(parts, job.records(parts), strict=True):
         for path, sha256 in record["files"].items():
-            if part.name in waits and storage.exists(job.path(WAITING, path)):
-                storage.move(job.path(WAITING, path), job.path(path))
+            if part.name in staged and storage.exists(job.path(STAGING, path)):
+                storage.move(job.path(STAGING, path), job.path(path))
             files.append({"name": path, "rows": record["rows"], "sha256": sha256})
         errors.update(record["errors"])
         rows += record["rows"]
     storage.write_json(job.path(RANGES), [[part.key, part.key] for part in parts])
-    here = {file["name"] for file in files} | {f"parts/{part.name}.json" for part in parts}
+    expected = {file["name"] for file in files} | {f"parts/{part.name}.json" for part in parts}
     for folder in ("tags", "jsonl", "parts"):
         if storage.is_folder(job.path(folder)):
             for file in storage.walk(job.path(folder)):
-                if f"{folder}/{file.path}" not in here:
+                if f"{folder}/{file.path}" not in expected:
                     storage.remove(job.path(folder, file.path))
-    manifest = seal(
+    manifest = with_checksum(
         {
             "schema_version": 2,
             "kind": "tags",

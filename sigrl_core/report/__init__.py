@@ -1,4 +1,4 @@
-"""Pages about a run: what an evaluation measured (report.html), what a shard folder holds (dataset.html).
+"""Pages about shard folders (dataset.html), evaluations (report.html), searches (search.html) and tags (tagging.html).
 
-Each is one file of plain HTML, CSS and inline SVG: no scripts, no requests, light and dark by the reader's setting.
+Each page is one file of HTML, CSS and inline SVG without scripts or requests, light or dark as the reader's system is.
 """

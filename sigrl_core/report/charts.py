@@ -1,126 +1,107 @@
-"""Lines and histograms as inline SVG, shares and heat maps as HTML.
+"""Charts as inline SVG: matplotlib computes ticks and geometry, the style sheet of the page gives colours and fonts.
 
-Text and colours come from the page, so they read in light and dark.
+The SVG of matplotlib is reduced to its shapes and texts, with CSS classes in place of fixed styles. Hence a chart
+follows the reader's light or dark setting, has no ids that could occur twice on a page, and its texts stay texts.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
+from typing import Any, Literal, NamedTuple
+from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 import numpy as np
-
-from sigrl_core.report.markup import escape, legend, scrollable, shortened
+from markupsafe import Markup
 
 WIDTH, HEIGHT = 400, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 384, 12, 200
-"""Edges of the plot inside the picture."""
-STYLES = 5
+EDGES = (46, 384, 12, 200)
+"""Left, right, top and bottom of the plot area inside a chart."""
 MAX_DOTS = 30
-MAX_LETTERS = 60
-"""Of a name where it is told again and again, as in the title of each cell of a heat map."""
+"""Lines with more points have no dots."""
+NUM_STYLES = 5
+"""Number of line styles in page.css; a sixth line has the first style again."""
+
+_LOCK = threading.Lock()
+"""Held while a chart is drawn, because the settings of matplotlib are global."""
+_SETTINGS: dict[Any, Any] = {
+    "font.size": 11.5,
+    "svg.fonttype": "none",
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+    **{f"{axis}tick.major.{key}": value for axis in "xy" for key, value in (("size", 0), ("pad", 8))},
+}
 
 
 class Line(NamedTuple):
-    """One line; its style is its place among its neighbours, unless it is one of many in the background, or points
-    there that belong to no line."""
+    """One line of a chart. `faint` lines are background and `dots` are points alone; the others have styles in turn."""
 
     name: str
-    points: list[tuple[float, float]]
+    points: Sequence[tuple[float, float]]
     kind: Literal["", "faint", "dots"] = ""
 
 
-def line_legend(lines: Sequence[Line]) -> str:
-    sample = '<svg viewBox="0 0 30 10" aria-hidden="true"><path class="s s{}" d="M1 5H29"/></svg>'
-    return legend((sample.format(i % STYLES), line.name) for i, line in enumerate(lines))
+class Panel(NamedTuple):
+    """A chart (or nothing) with its heading, the names of its lines and a caption."""
+
+    heading: str
+    chart: Markup = Markup("")
+    names: Sequence[str] = ()
+    caption: str = ""
 
 
-def line_chart(title: str, lines: Sequence[Line], *, x_title: str, y_title: str = "", percent: bool = False) -> str:
-    """Lines over one pair of axes.
+def line_chart(title: str, lines: Sequence[Line], *, x_title: str, y_title: str = "", percent: bool = False) -> Markup:
+    """Draws lines over one pair of axes.
 
     Args:
-        title: what is shown, for those who hear the page.
-        lines: each with a point at least.
+        title: text alternative of the chart; the first and the last value of each line are added to it.
+        lines: each has at least one point.
+        x_title, y_title: titles of the axes.
         percent: both axes go from 0 to 100.
     """
-    xs, ys = ([point[axis] for line in lines for point in line.points] for axis in (0, 1))
+    xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
     x_low, x_high = (0.0, 100.0) if percent else (min(xs), max(max(xs), min(xs) + 1))
+    x_ticks = [tick for tick in ticks(x_low, x_high, whole=True) if x_low <= tick <= x_high]
     y_ticks = ticks(0, 100) if percent else ticks(min(ys), max(ys))
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-
-    def across(x: float) -> float:
-        return LEFT + (x - x_low) / (x_high - x_low) * (RIGHT - LEFT)
-
-    def down(y: float) -> float:
-        return BOTTOM - (y - y_low) / (y_high - y_low) * (BOTTOM - TOP)
-
-    parts = [
-        f'<path class="grid" d="M{LEFT} {down(tick):.1f}H{RIGHT}"/>'
-        f'<text x="{LEFT - 8}" y="{down(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        for tick in y_ticks
-    ]
-    parts += [
-        f'<text x="{across(tick):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{tick:g}</text>'
-        for tick in ticks(x_low, x_high, whole=True)
-        if x_low <= tick <= x_high
-    ]
-    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{x_title}</text>')
-    if y_title:
-        turn = f"translate(12 {(TOP + BOTTOM) / 2}) rotate(-90)"
-        parts.append(f'<text text-anchor="middle" transform="{turn}">{y_title}</text>')
-    for i, line in enumerate(lines):
-        places = [f"{across(x):.1f} {down(y):.1f}" for x, y in line.points]
-        dots = ""
-        if (len(places) <= MAX_DOTS and not percent) or line.kind == "dots":
-            dots = "".join(f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.6"/>' for x, y in line.points)
-        style = "faint" if line.kind else f"s s{i % STYLES}"
-        path = "" if line.kind == "dots" else f'<path d="M{"L".join(places)}"/>'
-        parts.append(f'<g class="{style}"><title>{escape(line.name)}</title>{path}{dots}</g>')
-    ends = "; ".join(
-        f"{line.name}: from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in lines if not line.kind
-    )
-    told = escape(f"{title}. {ends}.")
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
-
-
-class Axis(NamedTuple):
-    """One of parallel coordinates: its name, and what is written at which height, 0 to 1."""
-
-    name: str
-    marks: list[tuple[float, str]]
+    with _chart() as chart:
+        chart.set_axes((x_low, x_high), [(x, f"{x:g}") for x in x_ticks], [(y, f"{y:g}") for y in y_ticks])
+        chart.axes.set(xlabel=x_title, ylabel=y_title)
+        for number, line in enumerate(lines):
+            gid = chart.mark("faint" if line.kind else f"s s{number % NUM_STYLES}", line.name)
+            dots = line.kind == "dots" or (len(line.points) <= MAX_DOTS and not percent)
+            joined = "" if line.kind == "dots" else "-"
+            chart.axes.plot(*zip(*line.points, strict=True), ls=joined, marker="o" if dots else "", gid=gid)
+    ends = (f"{name}: from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points, kind in lines if not kind)
+    return chart.to_svg(f"{title}. {'; '.join(ends)}.")
 
 
 def parallel_coordinates(
-    title: str, axes: Sequence[Axis], rows: Sequence[tuple[str, Sequence[float | None], bool]]
-) -> str:
-    """A line for each row through one axis for each of its values; interrupted where it has none.
+    title: str,
+    axes: Sequence[tuple[str, Sequence[tuple[float, str]]]],
+    rows: Sequence[tuple[str, Sequence[float | None], bool]],
+) -> Markup:
+    """Draws a line for each row through one axis for each of its values; it is interrupted where the row has none.
 
     Args:
-        title: what is shown, for those who hear the page.
-        rows: name, height on each axis, 0 to 1, and whether it stands out.
+        title: text alternative of the chart.
+        axes: name of each, and texts with their heights, 0 to 1.
+        rows: name, height on each axis, and whether the row is emphasised.
     """
-    apart, top, bottom = 104, 34, 210
-
-    def down(height: float) -> float:
-        return bottom - height * (bottom - top)
-
-    parts = []
-    for name, heights, stands_out in sorted(rows, key=lambda row: row[2]):
-        points = [(60 + apart * i, down(height)) for i, height in enumerate(heights) if height is not None]
-        where = {60 + apart * i for i, height in enumerate(heights) if height is not None}
-        steps = "".join(f"{'L' if x - apart in where else 'M'}{x} {y:.1f}" for x, y in points)
-        dots = "".join(f'<circle cx="{x}" cy="{y:.1f}" r="2"/>' for x, y in points)
-        style = "s s0" if stands_out else "faint"
-        parts.append(f'<g class="{style}"><title>{escape(name)}</title><path d="{steps}"/>{dots}</g>')
-    for i, axis in enumerate(axes):
-        x = 60 + apart * i
-        parts.append(f'<path class="grid" d="M{x} {top}V{bottom}"/>')
-        parts.append(f'<text x="{x}" y="{14 if i % 2 else 26}" text-anchor="middle">{escape(axis.name)}</text>')
-        parts += [f'<text x="{x + 5}" y="{down(height) + 4:.1f}">{escape(mark)}</text>' for height, mark in axis.marks]
-    width = 120 + apart * (len(axes) - 1)
-    svg = f'<svg viewBox="0 0 {width} 222" style="min-width:{width}px" role="img" aria-label="{escape(title)}">'
-    return scrollable(title, f"{svg}{''.join(parts)}</svg>")
+    margin, apart, last = 60, 104, len(axes) - 1
+    width = 2 * margin + apart * max(last, 1)
+    with _chart(width, 222, (margin, width - margin, 34, 210)) as chart:
+        chart.axes.set(xlim=(0, max(last, 1)), ylim=(0, 1), xticks=(), yticks=())
+        chart.axes.vlines(range(len(axes)), 0, 1, gid=chart.mark("grid"))
+        for name, heights, emphasised in sorted(rows, key=lambda row: row[2]):
+            gid = chart.mark("s s0" if emphasised else "faint", name)
+            chart.axes.plot([np.nan if height is None else height for height in heights], marker="o", gid=gid)
+        for i, (name, marks) in enumerate(axes):
+            chart.text(name, (i, 1), (0, 20 if i % 2 else 8), "center")
+            for height, text in marks:
+                chart.text(text, (i, height), (5, -4), "left")
+    return chart.to_svg(title, style=f"min-width:{width}px")
 
 
 def histogram(
@@ -130,101 +111,114 @@ def histogram(
     *,
     x_title: str,
     x_ticks: Sequence[tuple[float, str]],
-    written: Callable[[float], str] = "{:,g}".format,
-) -> str:
-    """How many there are from each edge to the next.
+    format_edge: Callable[[float], str] = "{:,g}".format,
+) -> Markup:
+    """Draws a column for each count above 0, from its edge to the next.
 
     Args:
-        title: what is counted, for those who hear the page.
+        title: text alternative of the chart.
         counts: one fewer than edges.
-        x_ticks: where along the edges to write what.
-        written: an edge as the title of a column says it.
+        x_ticks: positions on the x axis and their texts.
+        format_edge: formats an edge for the title of a column.
     """
+    from matplotlib.ticker import EngFormatter
+
     y_ticks = [tick for tick in ticks(0, max(counts), whole=True) if tick <= max(counts) or tick == 1]
     highest = max(*counts, y_ticks[-1])
-
-    def across(x: float) -> float:
-        return LEFT + (x - edges[0]) / (edges[-1] - edges[0]) * (RIGHT - LEFT)
-
-    def down(y: float) -> float:
-        return BOTTOM - y / highest * (BOTTOM - TOP)
-
-    parts = [
-        f'<path class="grid" d="M{LEFT} {down(tick):.1f}H{RIGHT}"/>'
-        f'<text x="{LEFT - 8}" y="{down(tick) + 4:.1f}" text-anchor="end">{_in_few_signs(tick)}</text>'
-        for tick in y_ticks
-    ]
-    for count, left, right in zip(counts, edges, edges[1:], strict=False):
-        if count:
-            x, width, top = across(left), across(right) - across(left), min(down(count), BOTTOM - 1)
-            parts.append(
-                f'<rect class="column" x="{x + 0.5:.1f}" y="{top:.1f}" width="{max(width - 1, 1):.1f}" '
-                f'height="{BOTTOM - top:.1f}"><title>{written(left)} to {written(right)}: {count:,}</title></rect>'
-            )
-    parts += [
-        f'<text x="{across(x):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{escape(text)}</text>'
-        for x, text in x_ticks
-        if edges[0] <= x <= edges[-1]
-    ]
-    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_title)}</text>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    x_ticks = [(x, text) for x, text in x_ticks if edges[0] <= x <= edges[-1]]
+    with _chart() as chart:
+        chart.set_axes((edges[0], edges[-1]), x_ticks, [(y, EngFormatter(sep="")(y)) for y in y_ticks])
+        chart.axes.set(xlabel=x_title, ylim=(0, highest))
+        for count, left, right in zip(counts, edges, edges[1:], strict=False):
+            if count:
+                gid = chart.mark("column", f"{format_edge(left)} to {format_edge(right)}: {count:,}")
+                visible = max(count, highest / 188)  # at least a pixel
+                chart.axes.bar(left, visible, right - left, align="edge")[0].set_gid(gid)
+    return chart.to_svg(title)
 
 
-def shares(parts: Sequence[tuple[str, int]]) -> str:
-    """One bar of parts that make up a whole, and the same in words: (name, number)."""
-    bar = "".join(
-        f'<span class="p{i % STYLES}" style="flex-grow:{number}" title="{escape(name)}: {number:,}"></span>'
-        for i, (name, number) in enumerate(parts)
-        if number
-    )
-    signs = (
-        (f'<span class="swatch p{i % STYLES}"></span>', f"{number:,} {name}") for i, (name, number) in enumerate(parts)
-    )
-    return f'<div class="shares" aria-hidden="true">{bar}</div>{legend(signs)}'
+def ticks(low: float, high: float, whole: bool = False, steps: int = 5) -> list[float]:
+    """Returns round numbers that enclose the range, with at most this number of steps between them."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = MaxNLocator(steps, steps=[1, 2, 2.5, 5, 10], integer=whole, min_n_ticks=1)
+    return [round(float(tick), 12) for tick in locator.tick_values(low, high if high > low else low + (abs(low) or 1))]
 
 
-def heat_table(name: str, heads: Sequence[tuple[str, str]], values_KK: np.ndarray, told: Sequence[str]) -> str:
-    """Shares of K things in K things as a table whose cells are the brighter the larger, with the percent in each.
+@contextmanager
+def _chart(width: int = WIDTH, height: int = HEIGHT, edges: tuple[int, ...] = EDGES) -> Iterator[_Chart]:
+    """Yields an empty chart to draw on, and completes its SVG at the end."""
+    import matplotlib  # takes about half a second, and only pages that are drawn need it
 
-    Args:
-        name: what it shows, for those who hear the page.
-        heads: of each row and column, its name as text and what more to say in the row's head, HTML.
-        values_KK: 0 to 1; a cell of 0 is empty, one of nan is set apart.
-        told: of each row, what the title of a cell starts with.
+    with _LOCK, matplotlib.rc_context(_SETTINGS):
+        chart = _Chart(width, height, edges)
+        yield chart
+        chart.figure.savefig(chart.stream, format="svg")
+
+
+class _Chart:
+    """A matplotlib figure with one pair of axes. Artists that `mark` gave an id become groups with a class and a title.
+
+    Matplotlib receives no text from outside: it may hold signs that the font of matplotlib lacks, or formulas.
     """
-    columns = "".join(
-        f'<th scope="col"><span class="name" title="{escape(head)}">{escape(head)}</span></th>' for head, _ in heads
-    )
-    columns_told = [shortened(head, MAX_LETTERS) for head, _ in heads]
-    rows = ""
-    for (head, more), values_K, start in zip(heads, values_KK, told, strict=True):
-        cells = "".join(
-            ('<td class="self"></td>' if math.isnan(value) else "<td></td>")
-            if not value > 0
-            else f'<td style="--p:{100 * value:.0f}%" title="{escape(f"{start} {column}: {100 * value:.1f} %")}">'
-            f"{100 * value:.0f}</td>"
-            for value, column in zip(values_K, columns_told, strict=True)
-        )
-        label = f'<span class="name" title="{escape(head)}">{escape(head)}</span>'
-        rows += f'<tr><th scope="row"><div>{label} {more}</div></th>{cells}</tr>'
-    table = f'<table class="matrix"><thead><tr><td></td>{columns}</tr></thead><tbody>{rows}</tbody></table>'
-    return scrollable(name, table)
+
+    def __init__(self, width: int, height: int, edges: tuple[int, ...]) -> None:
+        from matplotlib.figure import Figure
+
+        left, right, top, bottom = edges
+        self.figure = Figure(figsize=(width / 72, height / 72))  # 72 points per inch: a unit of the SVG is a pixel
+        plot = (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
+        self.axes = self.figure.add_axes(plot)
+        self.axes.yaxis.set_label_coords(-34 / (right - left), 0.5)
+        self.stream, self.marks = StringIO(), dict[str, tuple[str, str]]()
+
+    def mark(self, style: str, title: str = "") -> str:
+        """Returns an id for an artist, whose group in the SVG gets this CSS class and this title."""
+        self.marks[gid := f"mark{len(self.marks)}"] = (style, title)
+        return gid
+
+    def set_axes(
+        self, x_range: tuple[float, float], x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]]
+    ) -> None:
+        """Sets range and ticks (value, text) of both axes, and draws a grid line at each y tick."""
+        (xs, x_texts), (ys, y_texts) = (([v for v, _ in axis], [t for _, t in axis]) for axis in (x_ticks, y_ticks))
+        self.axes.set(xlim=x_range, ylim=(ys[0], ys[-1]))
+        self.axes.set_xticks(xs, x_texts)
+        self.axes.set_yticks(ys, y_texts)
+        self.axes.hlines(ys, *x_range, zorder=0, gid=self.mark("grid"))
+
+    def text(self, text: str, place: tuple[float, float], offset: tuple[int, int], align: str) -> None:
+        """Writes a text; its place is in data coordinates, its offset in pixels to the right and up."""
+        gid = self.mark("", text)
+        self.axes.annotate("-", place, offset, textcoords="offset pixels", ha=align, annotation_clip=False, gid=gid)
+
+    def to_svg(self, label: str, **attributes: str) -> Markup:
+        """Returns the chart with its text alternative."""
+        drawn = fromstring(self.stream.getvalue().replace(' xmlns="http://www.w3.org/2000/svg"', "", 1))
+        svg = Element("svg", {"viewBox": drawn.get("viewBox", ""), "role": "img", "aria-label": label, **attributes})
+        for group in drawn.iter("g"):
+            style, title = self.marks.get(group.get("id", ""), ("", ""))
+            for text in group.findall("text"):
+                kept = SubElement(svg, "text", _rounded(text, "x", "y", "transform"))
+                kept.set("text-anchor", re.findall(r"text-anchor: (\w+)", text.get("style", ""))[0])
+                kept.text = title or text.text
+            if style:
+                kept = SubElement(svg, "g", {"class": style})
+                if title:
+                    SubElement(kept, "title").text = title
+                for path in group.findall("path"):
+                    SubElement(kept, "path", _rounded(path, "d"))
+                for dot in group.iter("use"):
+                    x, y = _rounded(dot, "x", "y").values()
+                    SubElement(kept, "circle", cx=x, cy=y, r="2.6")
+        return Markup(tostring(svg, encoding="unicode"))
 
 
-def _in_few_signs(number: float) -> str:
-    """A count in a few signs: 900, 25k, 1.5M."""
-    for unit, sign in ((1e6, "M"), (1e3, "k")):
-        if abs(number) >= 10 * unit or (abs(number) >= unit and not number % (unit / 10)):
-            return f"{number / unit:.3g}{sign}"
-    return f"{number:g}"
-
-
-def ticks(low: float, high: float, whole: bool = False, steps: int = 4) -> list[float]:
-    """About `steps` steps between round numbers that enclose the range."""
-    spread = high - low if high > low else abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(spread / steps))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= spread / steps * 0.999)
-    if whole:
-        step = max(1.0, round(step))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+def _rounded(element: Element, *names: str) -> dict[str, str]:
+    """Returns these attributes of an element with one digit after the point; rotations by 0 are left out."""
+    values = ((name, " ".join(element.get(name, "").split())) for name in names)
+    return {
+        name: re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", value)
+        for name, value in values
+        if not value.startswith("rotate(-0 ")
+    }

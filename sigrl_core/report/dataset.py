@@ -1,57 +1,58 @@
-"""The page about a finished shard folder: what went in, what came out, and what a training run will find."""
+"""The page about a shard folder, dataset.html: use of the listed images, labels, sizes, samples, quarantine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sigrl_core import storage
-from sigrl_core.progress import progress_line
-from sigrl_core.records import ABSENT, PRESENT, UNKNOWN, ShardFolder
-from sigrl_core.report.charts import shares
+from sigrl_core.config.deprecated import FIELDS, rename_keys
+from sigrl_core.data.label_states import ABSENT, PRESENT, UNKNOWN
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.io import storage
+from sigrl_core.io.progress import progress_line
+from sigrl_core.labels.vocabulary import Label, Vocabulary
+from sigrl_core.report.charts import Panel, histogram, ticks
 from sigrl_core.report.contents import Contents, Sample, count_contents
-from sigrl_core.report.label_counts import FEW, label_section, together_section
-from sigrl_core.report.markup import Section, counted, definitions, escape, marked, note, shortened, whole_page
-from sigrl_core.report.picture_sizes import in_bytes, size_section
-from sigrl_core.report.pictures import thumbnail
-from sigrl_core.vocabulary import Vocabulary
+from sigrl_core.report.page import counted, render
+from sigrl_core.report.thumbnails import thumbnail
 
 NAME = "dataset.html"
+FEW = 10
+"""The page warns of labels with fewer images."""
+MAX_BARS = 80
+MAX_ROWS = 1000
+"""Rows of the table with all counts."""
 MAX_TAGS = 12
-"""Labels named below a picture."""
+"""Maximum number of label names below an image."""
 MAX_ABSENT = 6
-"""Absent labels are named up to here and counted beyond."""
-NUM_EXAMPLES = 5
-"""Quarantined files named for each reason."""
-MAX_LETTERS = 300
-"""Of a quarantined file's name, and of what is wrong with it."""
+"""If an image has more absent labels, the page shows their number instead of their names."""
 
 REASONS = {
     "truncated": "cut short or damaged",
-    "not_an_image": "not a picture at all",
+    "not_an_image": "not an image at all",
     "too_many_pixels": "larger than max_pixels, left undecoded",
     "empty": "without bytes or without pixels",
     "unreachable": "missing, denied, or too large to fetch",
-    "unsupported": "pictures of a kind that is not read",
+    "unsupported": "in an image format that is not supported",
 }
 """images.REASONS in words."""
 
-ANNOTATED = {
-    "all": "Labels that a picture does not list are absent",
-    "seen": "Seen labels that a picture does not list are absent, unseen ones unknown",
+ANNOTATION_SCOPES = {
+    "all": "Labels that an image does not list are absent",
+    "seen": "Seen labels that an image does not list are absent, and unseen ones are unknown",
 }
-TOLD = {
-    "full": "Training is told all of it.",
-    "positives-only": "Training is told what is present; absent became unknown, except in held-out pictures.",
-    "single-positive": "Training is told one present label a picture and nothing else; held-out pictures keep all.",
+LABEL_POLICIES = {
+    "full": "Training uses all labels as they are.",
+    "positives-only": "Training uses present labels; absent ones became unknown, except in held-out images.",
+    "single-positive": "Training uses one present label per image; held-out images keep all labels.",
 }
 
 
 def dataset_page(folder: ShardFolder) -> str:
-    """Where the folder's page is, which is written if there is none; raises as `write_dataset_page`."""
+    """Returns the location of the folder's page; writes the page if there is none. Raises as `write_dataset_page`."""
     uri = storage.join(folder.uri, NAME)
     return uri if storage.exists(uri) else write_dataset_page(folder)
 
@@ -60,161 +61,217 @@ def write_dataset_page(folder: ShardFolder) -> str:
     """Writes `dataset.html` beside the manifest and returns its location; the same folder gives the same bytes.
 
     Raises:
-        ShardError: a shard is not what the manifest says.
+        ShardError: a shard differs from the manifest.
         StorageError: the folder cannot be read or written.
     """
     with progress_line("dataset page", len(folder.shard_rows), unit="shards") as advance:
         contents = count_contents(folder, advance)
-    sections = [
-        Section("overview", "What is here", _overview(contents, folder), "Overview"),
-        Section("labels", "Labels", label_section(contents, folder.vocabulary)),
-        Section("together", "Labels that occur together", together_section(contents, folder.vocabulary), "Together"),
-        Section("sizes", "Sizes of stored pictures", size_section(contents), "Sizes"),
-        Section("pictures", "Pictures and their labels", _pictures(contents.samples, folder.vocabulary), "Pictures"),
-        Section("quarantine", "Quarantine", _quarantine(folder.read_quarantine())),
-        Section("facts", "How it was made", _facts(folder), "Facts"),
-    ]
+    manifest, vocabulary, quarantined = folder.manifest, folder.vocabulary, folder.read_quarantine()
+    config = rename_keys(manifest.get("config", {}), FIELDS["PreprocessConfig"])
+    page = render(
+        "dataset.html.j2",
+        contents=contents,
+        folder=folder,
+        manifest=manifest,
+        vocabulary=vocabulary,
+        num_occurring=int((contents.present_C > 0).sum()),
+        tiles=_tiles(contents, folder),
+        parts=[
+            ("for training", folder.num_rows - contents.held_out),
+            ("held out for validation" + (" and test" if manifest["split"]["test"] else ""), contents.held_out),
+            ("quarantined", manifest["quarantined"]),
+            ("duplicate" if manifest["duplicates"] == 1 else "duplicates", manifest["duplicates"]),
+        ],
+        policy=_policy(config) if config else "",
+        warnings=_warnings(contents, folder),
+        states=_state_summary(contents) if len(vocabulary) else "",
+        bars=[c for c in contents.order_C[:MAX_BARS] if contents.present_C[c]],
+        missing=_missing_labels(contents, vocabulary),
+        table=contents.order_C[:MAX_ROWS],
+        together=[vocabulary.labels[c].name for c in contents.order_C[: len(contents.together_KK)]],
+        closest=_closest(contents, vocabulary),
+        sizes=_size_summary(contents),
+        size_panels=_size_panels(contents),
+        samples=[_sample(sample, vocabulary) for sample in contents.samples],
+        num_quarantined=quarantined.num_rows,
+        quarantine=_quarantine(quarantined),
+        config=[(key.replace("_", " "), value) for key, value in config.items() if value is not None],
+    )
     uri = storage.join(folder.uri, NAME)
-    storage.write_bytes(uri, whole_page("SigRL dataset", _lead(contents, folder), sections))
+    storage.write_bytes(uri, page)
     return uri
 
 
-def _lead(contents: Contents, folder: ShardFolder) -> str:
-    occur, C = int((contents.present_C > 0).sum()), len(folder.vocabulary)
-    listed = counted(folder.manifest["rows_in"], "listed picture")
-    labels = f"{'all' if occur == C else f'{occur:,} of'} {counted(C, 'label')}"
-    shown = f"they show <strong>{labels}</strong>" if C else "no labels are asked of them"
-    return f"<strong>{folder.num_rows:,}</strong> of {listed} can be used; {shown}."
-
-
-def _overview(contents: Contents, folder: ShardFolder) -> str:
-    manifest, rows = folder.manifest, folder.num_rows
-    unseen = len(folder.vocabulary.positions("unseen"))
-    figures = {
-        "Pictures": f"{rows:,}",
-        "Labels": f"{len(folder.vocabulary):,}" + (f" <small>{unseen:,} unseen</small>" if unseen else ""),
-        "Held out": f"{100 * contents.held_out / rows:.1f} % <small>{counted(contents.held_out, 'picture')}</small>",
-        "Shards": f"{len(folder.shard_rows):,}",
-        "Stored": in_bytes(contents.shard_bytes),
-    }
-    config = manifest.get("config", {})
-    rule = ""
-    if config:
-        rule = note(
-            f"{ANNOTATED[config.get('annotated', 'all')]}; where a picture lists what is absent, all else is unknown. "
-            f"{TOLD[config.get('labels', 'full')]}"
-        )
-    parts = [
-        ("for training", rows - contents.held_out),
-        ("held out for validation" + (" and test" if manifest["split"]["test"] else ""), contents.held_out),
-        ("quarantined", manifest["quarantined"]),
-        ("duplicate" if manifest["duplicates"] == 1 else "duplicates", manifest["duplicates"]),
+def _tiles(contents: Contents, folder: ShardFolder) -> list[tuple[str, str, str]]:
+    unseen, held_out = len(folder.vocabulary.positions("unseen")), contents.held_out
+    return [
+        ("Images", f"{folder.num_rows:,}", ""),
+        ("Labels", f"{len(folder.vocabulary):,}", f"{unseen:,} unseen" if unseen else ""),
+        ("Held out", f"{100 * held_out / folder.num_rows:.1f} %", counted(held_out, "image")),
+        ("Shards", f"{len(folder.shard_rows):,}", ""),
+        ("Stored", _in_bytes(contents.shard_bytes), ""),
     ]
-    tiles = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in figures.items())
+
+
+def _policy(config: dict[str, Any]) -> str:
+    scope, policy = config.get("annotation_scope", "all"), config.get("label_policy", "full")
     return (
-        f'<dl class="figures">{tiles}</dl>'
-        + note(f"Every one of the {counted(manifest['rows_in'], 'listed picture')} is one of these:")
-        + shares(parts)
-        + rule
-        + _warnings(contents, folder)
+        f"{ANNOTATION_SCOPES[scope]}; if an image lists absent labels, all others are unknown. {LABEL_POLICIES[policy]}"
     )
 
 
-def _warnings(contents: Contents, folder: ShardFolder) -> str:
-    """What somebody should know before training, each with a link to where more is said."""
-    seen = np.array([label.split == "seen" for label in folder.vocabulary.labels], bool)
-    never = int((contents.present_C == 0).sum())
-    held_only = int(((contents.present_C > 0) & (contents.trained_C == 0) & seen).sum())
-    few = int(((contents.trained_C > 0) & (contents.trained_C < FEW) & seen).sum())
-    found = [
+def _warnings(contents: Contents, folder: ShardFolder) -> list[tuple[str, str, str]]:
+    """Returns what to check before training: subject, problem, and the section with more about it."""
+    present_C, training_C = contents.present_C, contents.training_C
+    seen_C = np.array([label.group == "seen" for label in folder.vocabulary.labels], bool)
+    never = int((present_C == 0).sum())
+    held_out_only = int(((present_C > 0) & (training_C == 0) & seen_C).sum())
+    few = int(((training_C > 0) & (training_C < FEW) & seen_C).sum())
+    unlabelled = int(contents.images_by_num_labels[0])
+    quarantined = folder.manifest["quarantined"]
+    warnings = [
         (never, counted(never, "label"), "never present", "labels"),
-        (held_only, counted(held_only, "seen label"), "present in held-out pictures alone", "labels"),
-        (few, counted(few, "seen label"), f"present in fewer than {FEW} pictures for training", "labels"),
-        (
-            int(contents.labels_each[0]),
-            counted(int(contents.labels_each[0]), "picture"),
-            "without any label",
-            "pictures",
-        ),
-        (folder.manifest["quarantined"], counted(folder.manifest["quarantined"], "file"), "not usable", "quarantine"),
+        (held_out_only, counted(held_out_only, "seen label"), "present in held-out images only", "labels"),
+        (few, counted(few, "seen label"), f"present in fewer than {FEW} images for training", "labels"),
+        (unlabelled, counted(unlabelled, "image"), "without any label", "images"),
+        (quarantined, counted(quarantined, "file"), "not usable", "quarantine"),
         (not contents.held_out, "Nothing", "held out for validation", "facts"),
     ]
-    items = "".join(
-        f'<li><a href="#{to}"><strong>{what}</strong> {why}</a></li>' for number, what, why, to in found if number
+    return [(subject, problem, anchor) for applies, subject, problem, anchor in warnings if applies]
+
+
+# ---- labels ----
+
+
+def _missing_labels(contents: Contents, vocabulary: Vocabulary) -> list[tuple[str, str, list[Label]]]:
+    """Returns labels without images, and seen labels without images for training: title, meaning, labels."""
+    never = [vocabulary.labels[c] for c in np.flatnonzero(contents.present_C == 0)]
+    occurring = [vocabulary.labels[c] for c in np.flatnonzero((contents.present_C > 0) & (contents.training_C == 0))]
+    held_out_only = [label for label in occurring if label.group == "seen"]
+    groups = [
+        ("Never present", "No image has them, so they can be neither measured nor learned from this folder.", never),
+        ("Held out only", "Seen labels that only held-out images have, so training does not use them.", held_out_only),
+    ]
+    return [group for group in groups if group[2]]
+
+
+def _state_summary(contents: Contents) -> str:
+    states = {"present": contents.present_C, "absent": contents.absent_C, "unknown": contents.unknown_C}
+    totals = {state: int(counts_C.sum()) for state, counts_C in states.items()}
+    total = sum(totals.values())
+    shares = [
+        f"{100 * number / total:.1f} % {state}" if number else f"none {state}" for state, number in totals.items()
+    ]
+    images = contents.images_by_num_labels
+    return (
+        f"Of {total:,} label states (images × labels) {', '.join(shares)}. An image has "
+        f"{totals['present'] / max(1, int(images.sum())):.1f} labels present on average, {len(images) - 1} at most."
     )
-    return f'<h3>Worth knowing</h3><ul class="worth">{items}</ul>' if items else ""
 
 
-def _pictures(samples: Sequence[Sample], vocabulary: Vocabulary) -> str:
-    cards = "".join(_card(sample, number, vocabulary) for number, sample in enumerate(samples, 1))
-    told = f"{counted(len(samples), 'picture')} spread evenly over the shards"
-    if len(vocabulary):
-        told += (
-            ", and over the labels from the most to the least frequent. Labels that are not named are absent, unless a "
-            "picture says how many are unknown"
-        )
-    return f'{note(told + ".")}<ul class="pictures">{cards}</ul>'
+def _closest(contents: Contents, vocabulary: Vocabulary) -> list[tuple[str, str, float]]:
+    """Returns the three highest shares: a frequent label, another one, and the percentage of the first with both."""
+    names = [vocabulary.labels[c].name for c in contents.order_C]
+    count_K = contents.together_KK.diagonal()
+    percent_KK = np.where((count_K >= FEW)[:, None], 100 * contents.together_KK / np.maximum(count_K, 1)[:, None], 0)
+    np.fill_diagonal(percent_KK, 0)
+    largest = [np.unravel_index(i, percent_KK.shape) for i in np.argsort(-percent_KK, axis=None, kind="stable")[:3]]
+    return [(names[i], names[j], float(percent_KK[i, j])) for i, j in largest if percent_KK[i, j] > 0]
 
 
-def _card(sample: Sample, number: int, vocabulary: Vocabulary) -> str:
+# ---- sizes ----
+
+
+def _size_summary(contents: Contents) -> str:
+    widths, heights = contents.widths_N.astype(np.int64), contents.heights_N.astype(np.int64)
+    sizes, counts = np.unique(widths << 32 | heights, return_counts=True)
+    frequent = [f"{sizes[i] >> 32} × {sizes[i] & 0xFFFFFFFF}" for i in np.argsort(-counts, kind="stable")[:3]]
+    which = f"There are {len(sizes):,} different sizes, most often {', '.join(frequent)}."
+    summary = which if len(sizes) > 1 else f"All are {frequent[0]}."
+    average = f"Shard files hold {_in_bytes(contents.shard_bytes / len(widths))} per image, labels included."
+    sampled = len(contents.image_bytes)
+    partial = f" File sizes are those of the {sampled:,} images in the shards of the samples."
+    return f"Columns count images. {summary} {average}{partial if sampled < len(widths) else ''}"
+
+
+def _size_panels(contents: Contents) -> list[Panel]:
+    return [
+        _distribution("Width", contents.widths_N.astype(np.int64), "pixels"),
+        _distribution("Height", contents.heights_N.astype(np.int64), "pixels"),
+        _aspect_ratios(np.log2(contents.widths_N / contents.heights_N)),
+        _distribution("File size", contents.image_bytes / 1000, "kB"),
+    ]
+
+
+def _distribution(title: str, values: np.ndarray, unit: str) -> Panel:
+    is_integer = unit == "pixels"
+    low, median, high = (float(value) for value in np.quantile(values, (0, 0.5, 1)))
+    low_text, median_text, high_text = (f"{x:,.0f}" if is_integer else f"{x:.3g}" for x in (low, median, high))
+    if low == high:
+        return Panel(title, caption=f"all {low_text} {unit}")
+    end = 1.5 * float(np.quantile(values, 0.99, method="lower"))
+    beyond = int((values > end).sum()) if high > end else 0
+    edges = ticks(low, min(high, end), steps=24, whole=is_integer)
+    counts = np.histogram(np.minimum(values, edges[-1]), edges)[0].tolist()
+    caption = f"{low_text} to {high_text} {unit}, median {median_text}"
+    x_title = unit + (f"; the last column includes {counted(beyond, 'larger one')}" if beyond else "")
+    x_ticks = [(tick, f"{tick:g}") for tick in ticks(edges[0], edges[-1], whole=is_integer)]
+    chart = histogram(f"{title} of images: {caption}", counts, edges, x_title=x_title, x_ticks=x_ticks)
+    return Panel(title, chart, caption=caption)
+
+
+def _aspect_ratios(log_ratios: np.ndarray) -> Panel:
+    """Draws width over height on a scale where 1:2 is as far from the middle as 2:1."""
+    edges = ((np.arange(26) - 12.5) / 6).tolist()
+    counts = np.histogram(np.clip(log_ratios, edges[0], edges[-1]), edges)[0].tolist()
+    names = {"1:4": -2, "1:2": -1, "2:3": -np.log2(1.5), "1:1": 0, "3:2": np.log2(1.5), "2:1": 1, "4:1": 2}
+    square = abs(log_ratios) < 1e-9
+    portrait, landscape = int((log_ratios[~square] < 0).sum()), int((log_ratios[~square] > 0).sum())
+    caption = f"{portrait:,} portrait, {int(square.sum()):,} square, {landscape:,} landscape"
+    chart = histogram(
+        f"Shape of images: {caption}",
+        counts,
+        edges,
+        x_title="width : height",
+        x_ticks=[(float(x), name) for name, x in names.items()],
+        format_edge=lambda edge: f"{2**edge:.2f}",
+    )
+    return Panel("Shape", chart, caption=caption)
+
+
+def _in_bytes(number: float) -> str:
+    """Returns a number of bytes in units of a thousand, with three digits."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+# ---- samples and quarantine ----
+
+
+def _sample(sample: Sample, vocabulary: Vocabulary) -> dict[str, Any]:
     present, absent, unknown = (np.flatnonzero(sample.states_C == state) for state in (PRESENT, ABSENT, UNKNOWN))
-
-    def named(positions: np.ndarray) -> list[str]:
-        labels = (vocabulary.labels[c] for c in positions)
-        return [f'<span class="name">{marked(label.name, label.split)}</span>' for label in labels]
-
-    tags = "".join(
-        f'<li class="right"><span aria-hidden="true">✓</span>{name}</li>' for name in named(present[:MAX_TAGS])
-    )
-    if len(present) > MAX_TAGS:
-        tags += f'<li class="unknown">and {len(present) - MAX_TAGS:,} more</li>'
-    tags = tags or '<li class="unknown">no label</li>'
-    if sample.held_out:
-        tags += '<li class="held">held out</li>'
-    told = ""
-    if len(unknown):
-        names = ", ".join(named(absent)) if 0 < len(absent) <= MAX_ABSENT else counted(len(absent), "label")
-        told = note(f"Absent: {names}. Unknown: {counted(len(unknown), 'label')}.")
-    uri = escape(sample.uri)
-    picture = thumbnail(sample.jpeg, f'alt="Picture {number}, {uri}" title="{uri}"')
-    where = f'<p class="soft uri" title="{uri}"><span class="name">{uri}</span></p>'
-    size = f'<p class="soft">{sample.width} × {sample.height}</p>'
-    return f'<li>{picture}{where}{size}<ul class="tags flow">{tags}</ul>{told}</li>'
+    return {
+        **sample._asdict(),
+        "image": thumbnail(sample.jpeg),
+        "present": [vocabulary.labels[c] for c in present[:MAX_TAGS]],
+        "more": max(0, len(present) - MAX_TAGS),
+        "absent": [vocabulary.labels[c] for c in absent] if len(absent) <= MAX_ABSENT else [],
+        "num_absent": len(absent),
+        "unknown": len(unknown),
+    }
 
 
-def _quarantine(table: pa.Table) -> str:
-    if not table.num_rows:
-        return note("Empty: every listed file could be used.")
+def _quarantine(table: pa.Table) -> list[dict[str, Any]]:
+    """Returns one group per reason, the most frequent first."""
     counts = {row["values"]: row["counts"] for row in table["reason"].value_counts().to_pylist()}
-    written = note(
-        f"{counted(table.num_rows, 'file')} could not be used; quarantine.parquet names every one. The first "
-        f"{NUM_EXAMPLES} of each reason:"
-    )
-    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        examples = table.filter(pc.field("reason") == reason).slice(0, NUM_EXAMPLES).to_pylist()
-        texts = ([escape(shortened(row[key], MAX_LETTERS)) for key in ("uri", "detail")] for row in examples)
-        items = "".join(
-            f'<li><span class="name">{uri}</span><span class="soft name">{detail}</span></li>' for uri, detail in texts
-        )
-        meaning = REASONS.get(reason, "")
-        written += (
-            f'<div class="group"><h3>{counted(count, "file")} {escape(meaning or reason)} '
-            f'<code>{escape(reason)}</code></h3><ul class="examples">{items}</ul></div>'
-        )
-    return written
-
-
-def _facts(folder: ShardFolder) -> str:
-    manifest = folder.manifest
-    rows = folder.shard_rows
-    shown = [(key, value) for key, value in manifest.get("config", {}).items() if value is not None]
-    return definitions(
-        [
-            *((key.replace("_", " "), f"<code>{escape(str(value))}</code>") for key, value in shown),
-            ("rows per shard, stored", f"{min(rows):,} to {max(rows):,}" if min(rows) < max(rows) else f"{rows[0]:,}"),
-            ("vocabulary hash", f"<code>{folder.vocabulary.hash}</code>"),
-            ("manifest hash", f"<code>{escape(manifest['sha256'])}</code>"),
-            ("schema", f"version {manifest['schema_version']}"),
-            ("made by", f"SigRL on Ray {escape(manifest.get('code_version', 'of unknown version'))}"),
-        ]
-    )
+    return [
+        {
+            "reason": reason,
+            "meaning": REASONS.get(reason, reason),
+            "count": count,
+            "examples": table.filter(pc.field("reason") == reason).slice(0, 5).to_pylist(),
+        }
+        for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]

@@ -1,60 +1,65 @@
-"""The page about an evaluation, section by section."""
+"""The page about an evaluation, report.html."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from sigrl_core import storage
 from sigrl_core.config import EvaluateConfig
-from sigrl_core.evaluation import Comparison, Evaluation, Scored, evaluate, measured_rows
+from sigrl_core.data import images
+from sigrl_core.data.dataset import ShardDataset
+from sigrl_core.data.label_states import ABSENT, PRESENT, UNKNOWN
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.errors import ShardError
+from sigrl_core.evaluation.evaluator import Evaluation, Evaluator, ScoredBatch, evaluate
+from sigrl_core.evaluation.inputs import open_test_split
+from sigrl_core.inference.heat_map import draw
+from sigrl_core.inference.tagger import Tagger, top_tags
+from sigrl_core.io import storage
+from sigrl_core.io.progress import progress_line
+from sigrl_core.labels.vocabulary import Label
 from sigrl_core.metrics import precision_recall_curve
-from sigrl_core.progress import progress_line
-from sigrl_core.records import PRESENT, ShardFolder
 from sigrl_core.report import headline
-from sigrl_core.report.charts import Line, line_chart, line_legend
-from sigrl_core.report.examples import heat_maps, pictures
+from sigrl_core.report.charts import Line, Panel, line_chart
 from sigrl_core.report.label_graph import label_graph
-from sigrl_core.report.markup import (
-    Section,
-    counted,
-    definitions,
-    escape,
-    legend,
-    marked,
-    note,
-    percent,
-    scrollable,
-    whole_page,
-)
-from sigrl_core.tagger import Tagger
+from sigrl_core.report.page import percent, render
+from sigrl_core.report.thumbnails import data_uri, thumbnail
 
 MAX_BARS = 80
 CURVE_POINTS = 201
+NUM_IMAGES = 24
+MIN_TAGS = 3
+NUM_HEAT_MAPS = 4
+HEAT_MAP = 160
+"""Pixels on a side of a heat map."""
+
+JUDGEMENTS = {PRESENT: ("right", "✓"), ABSENT: ("wrong", "✗"), UNKNOWN: ("unknown", "?")}
 
 
 def evaluate_to_report(
-    config: EvaluateConfig, score: Callable[[int], Iterable[Scored]] | None = None
+    config: EvaluateConfig, score: Callable[[int], Iterable[ScoredBatch]] | None = None
 ) -> dict[str, Any]:
-    """Measures a checkpoint beside others; writes report.html, then metrics.json; returns the metrics.
+    """Evaluates a checkpoint, writes report.html and then metrics.json, and returns the metrics.
 
     Args:
-        config: what is measured, on what.
-        score: has other processes score so many pictures, all that are measured, in order; None scores them here.
+        config: checkpoints, data and output folder.
+        score: called with the number of all images; scores them in other processes and yields batches in order. None
+            scores them in this process.
 
     Raises:
-        CheckpointError, ShardError: an input that cannot be used, or inputs of different vocabularies.
+        CheckpointError, ShardError: an input cannot be used, or inputs have different vocabularies.
         StorageError: `config.out` cannot be written.
     """
-    folder, comparison = ShardFolder.open(config.data), Comparison.load(config)
-    rows = comparison.measured_rows(folder)
-    with progress_line("evaluate", len(rows), unit="pictures") as advance:
-        scored = score(len(rows)) if score else comparison.score(rows)
-        evaluation = evaluate(comparison, folder, advance, scored)
-    tagger = comparison.tagger
+    folder, evaluator = ShardFolder.open(config.data), Evaluator.load(config)
+    dataset = evaluator.open_images(folder)
+    with progress_line("evaluate", len(dataset), unit="images") as advance:
+        batches = score(len(dataset)) if score else evaluator.score(dataset)
+        evaluation = evaluate(evaluator, folder, advance, batches)
+    tagger = evaluator.tagger
     storage.make_folder(config.out)
     write_report(evaluation, folder, tagger, tagger.checkpoint.metrics["history"], config.out)
     storage.write_json(storage.join(config.out, "metrics.json"), evaluation.metrics)
@@ -65,106 +70,72 @@ def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, hi
     """Writes `report.html` into a folder.
 
     Args:
-        evaluation: what `evaluate` measured with `tagger` on `folder`.
-        folder: the pictures.
-        tagger: the checkpoint under test.
+        evaluation: the result of `evaluate` with `tagger` on `folder`.
+        folder: the shards, or features that were computed from shards.
+        tagger: the evaluated checkpoint.
         history: the metrics of each epoch of its training (metrics.jsonl); may be empty.
-        out: folder, local or s3://.
+        out: output folder, local or s3://.
 
     Raises:
-        ShardError: `folder` is not what was evaluated.
+        ShardError: `folder` is not the one that was evaluated.
         StorageError: `out` cannot be written.
     """
-    metrics, source = evaluation.metrics, folder.pictures()
-    rows = None if source is None else measured_rows(source)
-    sections = [
-        Section("headline", "Headline", headline.section(metrics)),
-        Section("training", "Training", _training(history)),
-        Section("labels", "Average precision of each label", _bars(evaluation), "Labels"),
-        Section("curves", "Precision and recall", _curves(evaluation)),
-        Section("calibration", "Calibration", _calibration(evaluation)),
-        Section("graph", "Label graph", label_graph(evaluation, tagger)),
-        Section("pictures", "Pictures and their tags", pictures(evaluation, rows), "Pictures"),
-        Section("heat", "Where labels fit", heat_maps(evaluation, rows, tagger), "Heat maps"),
-        Section("run", "This run", _facts(evaluation, tagger)),
-    ]
-    page = whole_page("SigRL evaluation", headline.lead(metrics), sections)
+    metrics, source = evaluation.metrics, folder.image_folder()
+    rows = None if source is None else open_test_split(source)
+    page = render(
+        "evaluation.html.j2",
+        metrics=metrics,
+        num_images=metrics["images"],
+        num_labels=len(evaluation.vocabulary),
+        reached=headline.lead(metrics),
+        headline=headline.table(metrics),
+        num_epochs=len(history),
+        training=_training_panels(history),
+        labels=_label_bars(evaluation),
+        curves=_precision_recall(evaluation),
+        calibration=_calibration(metrics["calibration"]),
+        graph=label_graph(evaluation, tagger),
+        min_tags=MIN_TAGS,
+        examples=None if rows is None else _examples(evaluation, rows),
+        heat_maps=None if rows is None else _heat_maps(evaluation, rows, tagger),
+        checkpoints=[(headline.row_title(name), uri) for name, uri in metrics["checkpoints"].items()],
+        config=tagger.checkpoint.config,
+    )
     storage.write_bytes(storage.join(out, "report.html"), page)
 
 
-def _training(history: list[dict]) -> str:
+# ---- charts ----
+
+
+def _training_panels(history: Sequence[dict]) -> list[Panel]:
     if not history:
-        return note("No training history was given, so there are no curves.")
-    apart = ("distillation", "gradient_norm", "seconds", "data_wait_s", "images_per_s", "memory_mb")
-    losses = [key for key in history[0] if key.startswith("train/") and key.removeprefix("train/") not in apart]
-    panels = {
+        return []
+    other = ("distillation", "gradient_norm", "seconds", "data_wait_s", "images_per_s", "memory_mb")
+    losses = [key for key in history[0] if key.startswith("train/") and key.removeprefix("train/") not in other]
+    curves = {
         "Loss": {key: "total" if key == "train/loss" else key.removeprefix("train/") for key in losses},
         "Distillation": {"train/distillation": "distillation"},
         "Validation mAP, seen labels (%)": {"validation/map": "validation mAP"},
-        "Seconds an epoch": {"train/seconds": "whole epoch", "train/data_wait_s": "waiting for data"},
+        "Seconds per epoch": {"train/seconds": "whole epoch", "train/data_wait_s": "waiting for data"},
     }
-    figures = ""
-    for title, keys in panels.items():
-        scale = 100 if "%" in title else 1
-        lines = [Line(name, _over_epochs(history, key, scale)) for key, name in keys.items()]
-        lines = [line for line in lines if line.points]
-        if lines:
-            which = line_legend(lines) if len(lines) > 1 else ""
+    panels = []
+    for title, names in curves.items():
+        lines = [Line(name, _over_epochs(history, key, 100 if "%" in title else 1)) for key, name in names.items()]
+        if lines := [line for line in lines if line.points]:
             chart = line_chart(title, lines, x_title="epoch")
-            figures += f"<figure><figcaption><h3>{title}</h3>{which}</figcaption>{chart}</figure>"
-    return note(f"{counted(len(history), 'epoch')}.") + f'<div class="panels">{figures}</div>'
+            panels.append(Panel(title, chart, [line.name for line in lines] if len(lines) > 1 else ()))
+    return panels
 
 
-def _over_epochs(history: list[dict], key: str, scale: float) -> list[tuple[float, float]]:
-    pairs = [(entry["epoch"], entry.get(key)) for entry in history]
-    return [(epoch, scale * value) for epoch, value in pairs if value is not None and math.isfinite(value)]
+def _over_epochs(history: Sequence[dict], key: str, scale: float) -> list[tuple[float, float]]:
+    values = [(entry["epoch"], entry.get(key)) for entry in history]
+    return [(epoch, scale * value) for epoch, value in values if value is not None and math.isfinite(value)]
 
 
-def _bars(evaluation: Evaluation) -> str:
-    occurs_C = (evaluation.states_NC == PRESENT).any(axis=0)
-    per_label = evaluation.metrics["per_label"]
-    ours, clip = per_label["sigrl"], per_label.get("clip_global", {})
-    labels = [label for label, occurs in zip(evaluation.vocabulary.labels, occurs_C, strict=True) if occurs]
-    labels.sort(key=lambda label: -ours[label.name])
-    if not labels:
-        return note("No label occurs in these pictures.")
-    bars = [_bar(label.name, label.split, ours[label.name], clip.get(label.name)) for label in labels]
-    half = MAX_BARS // 2
-    groups = {"": bars}
-    if len(bars) > MAX_BARS:
-        groups = {f"The {half} best of {len(bars)}": bars[:half], f"The {half} worst": bars[-half:]}
-    signs = [('<span class="swatch"></span>', "SigRL, seen label")]
-    if any(label.split == "unseen" for label in labels):
-        signs.append(('<span class="swatch unseen"></span><span class="diamond">◆</span>', "SigRL, unseen label"))
-    if clip:
-        signs.append(('<span class="swatch tick"></span>', "CLIP, global"))
-    absent = int((~occurs_C).sum())
-    left_out = f" Left out: {counted(absent, 'label')} without a picture." if absent else ""
-    return (
-        note(f"In percent, asked with all labels (GZSL), best first.{left_out}")
-        + legend(signs)
-        + "".join(
-            f'<div class="group">{f"<h3>{title}</h3>" if title else ""}<ol class="bars">{"".join(group)}</ol></div>'
-            for title, group in groups.items()
-        )
-    )
-
-
-def _bar(name: str, split: str, ours: float, clip: float | None) -> str:
-    mark = told = ""
-    if clip is not None:
-        mark = f'<span class="mark" style="left:{100 * clip:.1f}%" title="CLIP, global: {percent(clip)}"></span>'
-        told = f'<span class="hidden">, CLIP {percent(clip)}</span>'
-    return (
-        f'<li class="{split}"><span class="name" title="{escape(name)}">{marked(name, split)}</span>'
-        f'<span class="track"><span class="bar" style="width:{100 * ours:.1f}%"></span>{mark}</span>'
-        f'<span class="value">{percent(ours)}{told}</span></li>'
-    )
-
-
-def _curves(evaluation: Evaluation) -> str:
+def _precision_recall(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Returns the curve of each model; None if no label occurs."""
     lines = []
-    for row in headline.ordered(evaluation.metrics["rows"]):
+    for row in headline.sorted_rows(evaluation.metrics["rows"]):
         curve = precision_recall_curve(evaluation.scores[row["name"]]["gzsl"], evaluation.states_NC)
         if len(curve.recall):
             area = float(np.sum(np.diff(curve.recall, prepend=0) * curve.precision))
@@ -173,60 +144,102 @@ def _curves(evaluation: Evaluation) -> str:
             points = list(zip(100 * curve.recall[kept], 100 * curve.precision[kept], strict=True))
             lines.append(Line(f"{headline.row_title(row['name'])} (AP {percent(area)})", points))
     if not lines:
-        return note("No label occurs in these pictures, so there is nothing to recall.")
+        return None
     title = "Precision over recall, in percent"
     chart = line_chart(title, lines, x_title="recall (%)", y_title="precision (%)", percent=True)
-    told = note("All pictures and all labels together (micro), asked with all labels (GZSL).")
-    return f'{told}<figure class="wide">{line_legend(lines)}{chart}</figure>'
+    return {"names": [line.name for line in lines], "chart": chart}
 
 
-def _calibration(evaluation: Evaluation) -> str:
-    found = evaluation.metrics["calibration"]
-    if found is None:
-        return note("Scores rank labels and are no probabilities. calibrate.py makes probabilities of them.")
-    figures, rows = "", ""
-    for split, values in found.items():
-        lines = [Line("as told = as it comes true", [(0.0, 0.0), (100.0, 100.0)])]
+def _calibration(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
+    if calibration is None:
+        return None
+    panels, rows = [], []
+    for group, values in calibration.items():
+        lines = [Line("perfect calibration", [(0.0, 0.0), (100.0, 100.0)])]
         lines += [
             Line(f"{name} (error {percent(values[f'ece_{name}'])})", [(100 * x, 100 * y) for x, y in points])
             for name, points in values["reliability"].items()
         ]
-        title = f"{split.capitalize()} labels"
+        title = f"{group.capitalize()} labels"
         chart = line_chart(f"{title}: share present over probability", lines, x_title="probability (%)", percent=True)
-        figures += f"<figure><figcaption><h3>{title}</h3>{line_legend(lines)}</figcaption>{chart}</figure>"
-        cells = "".join(f"<td>{percent(values[f'f1_{name}'])}</td>" for name in ("raw_half", "half", "thresholds"))
-        rows += f'<tr><th scope="row">{title}</th>{cells}</tr>'
-    heads = ("F1, score as probability, tag from 50", "F1, calibrated, from 50", "F1, calibrated, own thresholds")
-    return (
-        note(
-            "Over all pictures and labels together, how often a label of some probability is there; in brackets the "
-            "expected calibration error. All in percent, by scores that do not depend on the vocabulary asked."
-        )
-        + f'<div class="panels">{figures}</div>'
-        + scrollable(
-            "F1 by threshold",
-            '<table class="headline"><thead><tr><td></td>'
-            + "".join(f'<th scope="col">{head}</th>' for head in heads)
-            + f"</tr></thead><tbody>{rows}</tbody></table>",
-        )
-    )
+        panels.append(Panel(title, chart, [line.name for line in lines]))
+        rows.append((title, [values[f"f1_{name}"] for name in ("raw_half", "half", "thresholds")]))
+    return {"panels": panels, "rows": rows}
 
 
-def _facts(evaluation: Evaluation, tagger: Tagger) -> str:
-    metrics, config = evaluation.metrics, tagger.checkpoint.config
-    seen, unseen = (metrics["labels"][split] for split in ("seen", "unseen"))
-    trained = f"{counted(config.training.epochs, 'epoch')} of batches of {config.training.batch_size}"
-    return definitions(
-        [
-            ("Pictures", f"{metrics['pictures']:,}"),
-            ("Labels", f"{seen + unseen:,}: {seen:,} seen, {unseen:,} unseen"),
-            ("Vocabulary", f"<code>{escape(metrics['vocabulary_hash'])}</code>"),
-            ("Data", f"<code>{escape(metrics['data'])}</code>"),
-            *(
-                (f"Checkpoint, {headline.row_title(name)}", f"<code>{escape(uri)}</code>")
-                for name, uri in metrics["checkpoints"].items()
-            ),
-            ("Backbone", f"{escape(config.backbone.name)}, {counted(config.backbone.frozen_blocks, 'block')} frozen"),
-            ("Training", f"{trained}, seed {config.training.seed}"),
+def _label_bars(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns (label, average precision, that of CLIP or None) in groups of a heading and bars, best first."""
+    occurs_C = (evaluation.states_NC == PRESENT).any(axis=0)
+    per_label = evaluation.metrics["per_label"]
+    sigrl, clip = per_label["sigrl"], per_label.get("clip_global", {})
+    labels = [label for label, occurs in zip(evaluation.vocabulary.labels, occurs_C, strict=True) if occurs]
+    bars = [(label, sigrl[label.name], clip.get(label.name)) for label in labels]
+    bars.sort(key=lambda bar: -bar[1])
+    half = MAX_BARS // 2
+    groups = [("", bars)] if bars else []
+    if len(bars) > MAX_BARS:
+        groups = [(f"The {half} best of {len(bars)}", bars[:half]), (f"The {half} worst", bars[-half:])]
+    return {
+        "groups": groups,
+        "num_absent": int((~occurs_C).sum()),
+        "any_unseen": any(label.group == "unseen" for label in labels),
+        "any_clip": bool(clip),
+    }
+
+
+# ---- images ----
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Returns `count` row numbers, or all if there are fewer, at equal distances."""
+    return sorted({round(number) for number in np.linspace(0, total - 1, min(count, total))})
+
+
+def _examples(evaluation: Evaluation, rows: ShardDataset) -> list[dict[str, Any]]:
+    """Returns images with their best labels, each label with a judgement and its sign, and with their true labels."""
+    vocabulary, examples = evaluation.vocabulary, []
+    numbers = _spread(len(evaluation.uris), NUM_IMAGES)
+    for number, jpeg in zip(numbers, _read_images(evaluation, rows, numbers), strict=True):
+        states_C = evaluation.states_NC[number]
+        true = [label for label, state in zip(vocabulary.labels, states_C, strict=True) if state == PRESENT]
+        tags = top_tags(evaluation.scores["sigrl"]["gzsl"][number], vocabulary, max(MIN_TAGS, len(true)))
+        positions = [vocabulary.index[name] for name in tags.labels]
+        examples.append(
+            {
+                "number": number + 1,
+                "uri": evaluation.uris[number],
+                "image": thumbnail(jpeg),
+                "tags": [(vocabulary.labels[c], *JUDGEMENTS[int(states_C[c])]) for c in positions],
+                "true": true,
+            }
+        )
+    return examples
+
+
+def _heat_maps(evaluation: Evaluation, rows: ShardDataset, tagger: Tagger) -> list[dict[str, Any]]:
+    """Returns images as the model receives them, each with the heat maps of its best labels."""
+    vocabulary, numbers = evaluation.vocabulary, _spread(len(evaluation.uris), NUM_HEAT_MAPS)
+    jpegs = list(_read_images(evaluation, rows, numbers))
+    tags = tagger.tag(jpegs, vocabulary, top_k=MIN_TAGS, heat_maps=True)
+    heat_maps = []
+    for number, jpeg, image_tags in zip(numbers, jpegs, tags, strict=True):
+        pixels_HWC = images.centre_crop_array(jpeg, HEAT_MAP)
+        maps: list[tuple[Label, str]] = [
+            (vocabulary.labels[vocabulary.index[name]], data_uri(draw(map_HW, pixels_HWC)))
+            for name, map_HW in zip(image_tags.labels, image_tags.heat_maps, strict=True)
         ]
-    )
+        src = data_uri(Image.fromarray(pixels_HWC))
+        heat_maps.append({"number": number + 1, "uri": evaluation.uris[number], "src": src, "maps": maps})
+    return heat_maps
+
+
+def _read_images(evaluation: Evaluation, rows: ShardDataset, numbers: Sequence[int]) -> Iterator[bytes]:
+    """Yields the encoded images of these rows; raises ShardError if they are not those that were evaluated."""
+    again = "run evaluate.py again"
+    if len(rows) != (expected := len(evaluation.uris)):
+        raise ShardError(f"{rows.folder.uri}: has {len(rows)} rows, but {expected} were evaluated; {again}")
+    for number in numbers:
+        uri, jpeg, _ = rows.read(number)
+        if uri != (expected := evaluation.uris[number]):
+            raise ShardError(f"{rows.folder.uri}: row {number} is {uri}, but {expected} was evaluated; {again}")
+        yield jpeg

@@ -1,87 +1,98 @@
-"""The page about a search: how good its trials were, when, with which values, and what mattered."""
+"""The page about a search, search.html: its best trial, its course, the values of good trials and their importance."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import optuna
+from markupsafe import Markup
 
-from sigrl_core import storage
-from sigrl_core.report.charts import Axis, Line, line_chart, line_legend, parallel_coordinates
-from sigrl_core.report.markup import Section, counted, definitions, escape, note, scrollable, whole_page
-from sigrl_core.search import Search, Trial
-from sigrl_core.search_space import Between, Where
+from sigrl_core.io import storage
+from sigrl_core.report.charts import Line, Panel, line_chart, parallel_coordinates
+from sigrl_core.report.page import counted, render
+from sigrl_core.search.space import Domain, Interval, contains, contains_all
+from sigrl_core.search.study import Study, Trial
 
 NAME = "search.html"
 MAX_ROWS = 100
+MIN_TRIALS = 4
+"""Complete trials that the importance of values needs."""
 OBJECTIVES = {
-    "gzsl.map": "mAP of all labels asked together, those held out among them",
-    "zsl.map": "mAP of the labels held out, asked alone",
+    "gzsl.map": "mAP of all labels scored together, held-out labels included",
+    "zsl.map": "mAP of the held-out labels, scored alone",
     "map": "mAP of the labels trained on",
 }
 
 
-def told(search: Search) -> str:
-    """What came of it, in a line."""
-    best, states = search.best, Counter(trial.state for trial in search.ended)
+def describe(study: Study) -> str:
+    """Returns the outcome of a search in one line."""
+    best, states = study.best, Counter(trial.state for trial in study.ended)
     assert best is not None
-    epochs = sum(len(trial.epochs) for trial in search.ended)
+    epochs = sum(len(trial.epochs) for trial in study.ended)
     ended = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state)
     return (
-        f"{len(search.ended)} trials, {ended}, {epochs} epochs; best {search.config.objective} {best.objective:.4f} "
+        f"{len(study.ended)} trials, {ended}, {epochs} epochs; best {study.config.objective} {best.objective:.4f} "
         f"(trial {best.number}, epoch {best.best_epoch})"
     )
 
 
-def write_search_page(search: Search) -> None:
-    """Writes `search.html` into the search's folder; raises StorageError where that fails."""
-    best = search.best
+def write_search_page(study: Study) -> None:
+    """Writes `search.html` into the search's folder; raises StorageError if that fails."""
+    best, trials, plan = study.best, study.ended, study.job.plan()
     assert best is not None
-    sections = [
-        Section("overview", "What came of it", _overview(search, best), "Overview"),
-        Section("course", "How it went", _course(search), "Course"),
-        Section("values", "Which values did well", _values(search), "Values"),
-        Section("importance", "What mattered", _importance(search), "Importance"),
-        Section("trials", "Every trial", _trials(search), "Trials"),
-        Section("facts", "How it was made", _facts(search), "Facts"),
+    scored = [trial for trial in trials if trial.objective is not None]
+    complete = [trial for trial in trials if trial.state == "complete"]
+    by_objective = sorted(trials, key=lambda trial: (trial.objective is None, -(trial.objective or 0.0)))
+    reasons = Counter(trial.reason for trial in trials if trial.state == "failed")
+    settings = {k: v for k, v in asdict(study.config).items() if k not in ("trials", "held_out", "warm_start")}
+    page = render(
+        "search.html.j2",
+        best=best,
+        num_trials=len(trials),
+        tiles=_tiles(trials, best),
+        objective=OBJECTIVES[study.config.objective],
+        best_values=[(name, _format(value)) for name, value in best.parameters.items()],
+        course=[_by_trial(scored), _by_epoch(scored, best)],
+        stopped=_stopped(scored) if study.config.scheduler == "asha" else None,
+        values=_values(study, scored),
+        num_complete=len(complete),
+        importance=_importance(study, complete),
+        trials=[(trial, _values_text(trial)) for trial in by_objective[:MAX_ROWS]],
+        failures=[(counted(count, "trial"), reason) for reason, count in reasons.most_common()],
+        facts=[
+            *settings.items(),
+            *((name, plan[name]) for name in ("data", "validation")),
+            ("held out", ", ".join(plan["held_out_labels"]) or "none"),
+        ],
+    )
+    storage.write_bytes(study.job.path(NAME), page)
+
+
+def _tiles(trials: Sequence[Trial], best: Trial) -> list[tuple[str, str, str]]:
+    states = Counter(trial.state for trial in trials)
+    return [
+        ("Objective", f"{best.objective:.4f}", f"trial {best.number}, epoch {best.best_epoch}"),
+        ("Trials", f"{len(trials)}", f"{states['stopped']} stopped early, {states['failed']} failed"),
+        ("Epochs", f"{sum(len(trial.epochs) for trial in trials):,}", ""),
+        ("Time", f"{sum(trial.seconds for trial in trials) / 60:,.1f}", "minutes of trials"),
     ]
-    lead = (
-        f"The best of {counted(len(search.ended), 'trial')} has an objective of <strong>{best.objective:.4f}</strong>."
-    )
-    storage.write_bytes(search.job.path(NAME), whole_page("SigRL search", lead, sections))
 
 
-def _overview(search: Search, best: Trial) -> str:
-    states = Counter(trial.state for trial in search.ended)
-    figures = {
-        "Objective": f"{best.objective:.4f} <small>trial {best.number}, epoch {best.best_epoch}</small>",
-        "Trials": f"{len(search.ended)} <small>{states['stopped']} stopped early, {states['failed']} failed</small>",
-        "Epochs": f"{sum(len(trial.epochs) for trial in search.ended):,}",
-        "Time": f"{sum(trial.seconds for trial in search.ended) / 60:,.1f} <small>minutes of trials</small>",
-    }
-    tiles = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in figures.items())
-    chosen = definitions((name, escape(_written(value))) for name, value in best.parameters.items())
-    objective = f"The objective is {OBJECTIVES[search.config.objective]}, on validation pictures."
-    return f'<dl class="figures">{tiles}</dl>{note(objective)}<h3>The best trial\'s values</h3>{chosen}'
+def _by_trial(scored: Sequence[Trial]) -> Panel:
+    points = [(float(trial.number), trial.objective or 0.0) for trial in scored]
+    best = [(number, max(objective for _, objective in points[: i + 1])) for i, (number, _) in enumerate(points)]
+    lines = [Line("best so far", best), Line("each trial", points, "dots")]
+    chart = line_chart("Objective by trial", lines, x_title="trial", y_title="objective")
+    return Panel("By trial", chart, ["best so far"])
 
 
-def _course(search: Search) -> str:
-    """Objective over trials, and over the epochs of each."""
-    scored = [trial for trial in search.ended if trial.objective is not None]
-    highest, so_far = -math.inf, []
-    for trial in scored:
-        highest = max(highest, trial.objective or 0.0)
-        so_far.append((float(trial.number), highest))
-    each = Line("each trial", [(float(trial.number), trial.objective or 0.0) for trial in scored], "dots")
-    by_trial = line_chart(
-        "Objective by trial", [Line("best so far", so_far), each], x_title="trial", y_title="objective"
-    )
-    best = search.best
-    curves = [
+def _by_epoch(scored: Sequence[Trial], best: Trial) -> Panel:
+    lines = [
         Line(
             f"trial {trial.number}",
             [(float(epoch), value) for epoch, value in enumerate(trial.epochs, 1)],
@@ -89,119 +100,72 @@ def _course(search: Search) -> str:
         )
         for trial in sorted(scored, key=lambda trial: trial is not best)
     ]
-    by_epoch = line_chart("Objective by epoch", curves, x_title="epoch", y_title="objective")
-    rungs = ""
-    if search.config.scheduler == "asha":
-        left = Counter(len(trial.epochs) for trial in scored if trial.state == "stopped")
-        gone = ", ".join(f"{count} after epoch {epoch}" for epoch, count in sorted(left.items()))
-        rungs = note(f"Trials that others were better than were stopped early: {gone or 'none'}.")
-    panels = (("By trial", "best so far", by_trial), ("By epoch", "best trial", by_epoch))
-    figures = "".join(
-        f"<figure><figcaption><h3>{heading}</h3>{line_legend([Line(name, [])])}</figcaption>{chart}</figure>"
-        for heading, name, chart in panels
-    )
-    return f'<div class="panels">{figures}</div>{rungs}'
+    chart = line_chart("Objective by epoch", lines, x_title="epoch", y_title="objective")
+    return Panel("By epoch", chart, ["best trial"])
 
 
-def _values(search: Search) -> str:
-    scored = [trial for trial in search.ended if trial.objective is not None]
+def _stopped(scored: Sequence[Trial]) -> str:
+    epochs = Counter(len(trial.epochs) for trial in scored if trial.state == "stopped")
+    return ", ".join(f"{count} after epoch {epoch}" for epoch, count in sorted(epochs.items()))
+
+
+def _values(study: Study, scored: Sequence[Trial]) -> Markup | None:
+    """Draws the values and the objective of all scored trials; None if no trial used a value that was searched."""
     used = {name for trial in scored for name in trial.parameters}
-    searched = {name: where for name, where in search.space.searched(search.base).items() if name in used}
-    if not searched:
-        return note("Nothing was searched that any trial used.")
+    domains = {name: domain for name, domain in study.space.domains(study.base).items() if name in used}
+    if not domains:
+        return None
     objectives = sorted(trial.objective or 0.0 for trial in scored)
     low, high = objectives[0], objectives[-1]
     good = objectives[-max(1, len(objectives) // 5)]
-    axes = [Axis(name, _marks(where)) for name, where in searched.items()]
-    axes.append(Axis("objective", [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")]))
+    axes = [(name, _marks(domain)) for name, domain in domains.items()]
+    axes.append(("objective", [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")]))
     rows = []
     for trial in scored:
-        heights: list[float | None] = [
-            _height(where, trial.parameters[name]) if name in trial.parameters else None
-            for name, where in searched.items()
-        ]
         objective = trial.objective or 0.0
+        inside = {name: v for name, v in trial.parameters.items() if name in domains and contains(domains[name], v)}
+        heights = [_height(domain, inside[name]) if name in inside else None for name, domain in domains.items()]
         heights.append((objective - low) / (high - low) if high > low else 0.5)
         rows.append((f"trial {trial.number}: {objective:.4f}", heights, objective >= good))
-    return note("A line a trial; the best fifth stands out. A line breaks where a value is not used.") + (
-        parallel_coordinates("Values and objective of every trial", axes, rows)
-    )
+    return parallel_coordinates("Values and objective of every trial", axes, rows)
 
 
-def _marks(where: Where) -> list[tuple[float, str]]:
-    if isinstance(where, Between):
-        return [(0.0, f"{where.low:g}"), (1.0, f"{where.high:g}")]
-    return [(_height(where, value), _written(value)) for value in where]
+def _marks(domain: Domain) -> list[tuple[float, str]]:
+    if isinstance(domain, Interval):
+        return [(0.0, f"{domain.low:g}"), (1.0, f"{domain.high:g}")]
+    return [(_height(domain, value), _format(value)) for value in domain]
 
 
-def _height(where: Where, value: Any) -> float:
-    if not isinstance(where, Between):
-        return where.index(value) / (len(where) - 1)
-    low, high, here = (math.log(x) if where.log else x for x in (where.low, where.high, value))
-    return (here - low) / (high - low)
+def _height(domain: Domain, value: Any) -> float:
+    """Returns the place of a value on its axis, 0 to 1."""
+    if not isinstance(domain, Interval):
+        return domain.index(value) / (len(domain) - 1)
+    low, high, place = (math.log(x) if domain.log else x for x in (domain.low, domain.high, value))
+    return (place - low) / (high - low)
 
 
-def _importance(search: Search) -> str:
-    """Share of what differs between trials that each value explains, as far as it was used in all of them."""
-    done = [trial for trial in search.ended if trial.state == "complete"]
-    common = set.intersection(*(set(trial.parameters) for trial in done)) if done else set()
-    if len(done) < 4 or not common or len({trial.objective for trial in done}) < 2:
-        return note("Too few trials ran to their end to say.")
+def _importance(study: Study, complete: Sequence[Trial]) -> list[tuple[str, float, str]]:
+    """Returns the share of the differences between trials that each value explains, for values that all trials use.
+
+    A first trial with values outside the space is left out, as in `Study.optuna_study`.
+    """
+    domains = study.space.domains(study.base)
+    complete = [trial for trial in complete if contains_all(domains, trial.parameters)]
+    common = set.intersection(*(set(trial.parameters) for trial in complete)) if complete else set()
+    if len(complete) < MIN_TRIALS or not common or len({trial.objective for trial in complete}) < 2:
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        found = optuna.importance.get_param_importances(
-            search.study(), evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+        shares = optuna.importance.get_param_importances(
+            study.optuna_study(), evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
         )
-    bars = "".join(
-        f'<li><span class="name" title="{escape(name)}">{escape(name)}</span><span class="track">'
-        f'<span class="bar p0" style="left:0;width:{100 * share:.1f}%"></span></span>'
-        f'<span class="value">{100 * share:.0f} %</span></li>'
-        for name, share in found.items()
-    )
-    text = (
-        f"Of the {counted(len(done), 'trial')} that ran to their end, how much of the difference each value explains "
-        "(fANOVA, Hutter et al. 2014); values that not all of them use are left out."
-    )
-    return f'{note(text)}<ul class="bars">{bars}</ul>'
+    return [(name, 100 * share, f"{100 * share:.0f} %") for name, share in shares.items()]
 
 
-def _trials(search: Search) -> str:
-    ordered = sorted(search.ended, key=lambda trial: (trial.objective is None, -(trial.objective or 0.0)))
-    rows = "".join(
-        f'<tr><th scope="row">{trial.number}</th><td>{"" if trial.objective is None else f"{trial.objective:.4f}"}</td>'
-        f"<td>{trial.state}</td><td>{len(trial.epochs)}</td><td>{trial.seconds:.0f}</td><td>{_told_of(trial)}</td></tr>"
-        for trial in ordered[:MAX_ROWS]
-    )
-    columns = ("Trial", "Objective", "", "Epochs", "Seconds", "Values")
-    heads = "".join(f'<th scope="col">{head}</th>' for head in columns)
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    rest = f" The best {MAX_ROWS}; trials.parquet has all." if len(ordered) > MAX_ROWS else ""
-    whole = f"<details><summary>Table</summary>{scrollable('Every trial', table)}</details>"
-    return whole + note(rest) + _failed(search)
+def _values_text(trial: Trial) -> str:
+    values = ", ".join(f"{name} {_format(value)}" for name, value in trial.parameters.items())
+    return f"{trial.reason}; {values}" if trial.reason else values
 
 
-def _told_of(trial: Trial) -> str:
-    values = ", ".join(f"{name} {_written(value)}" for name, value in trial.parameters.items())
-    return escape(f"{trial.reason}; {values}" if trial.reason else values)
-
-
-def _failed(search: Search) -> str:
-    reasons = Counter(trial.reason for trial in search.ended if trial.state == "failed")
-    if not reasons:
-        return ""
-    return "<h3>Why trials failed</h3>" + definitions(
-        (counted(count, "trial"), escape(reason)) for reason, count in reasons.most_common()
-    )
-
-
-def _facts(search: Search) -> str:
-    plan, config = search.job.plan(), asdict(search.config)
-    how = ("objective", "sampler", "scheduler", "grace_epochs", "reduction", "seed")
-    pairs = [(name, escape(str(config[name]))) for name in how]
-    pairs += [(name, escape(str(plan[name]))) for name in ("data", "validation")]
-    pairs.append(("held out", escape(", ".join(plan["held_out_labels"])) or "none"))
-    return definitions(pairs)
-
-
-def _written(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

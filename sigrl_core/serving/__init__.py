@@ -1,1 +1,1 @@
-"""Tags over HTTP: what is asked, who may ask, how often, and the page. Ray runs it in on_ray.serve."""
+"""Serves tags over HTTP: requests, keys, rate limits and the page. `sigrl_core.on_ray.serve` runs it on Ray Serve."""

@@ -1,12 +1,12 @@
-"""Asks a server for tags.
+"""A client of the HTTP interface that retries requests.
 
-What waits and asks again is here, so that a script need not::
+Example::
 
     from sigrl_core.serving.client import Client
 
     client = Client("http://localhost:8000", key="...")
-    for tagged in client.tag(["cat.jpg", "dog.jpg"], labels=["cat", "dog"]).results:
-        print(tagged.tags)
+    for result in client.tag(["cat.jpg", "dog.jpg"], labels=["cat", "dog"]).results:
+        print(result.tags)
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from sigrl_core.errors import SigrlError
 from sigrl_core.serving.messages import ModelResponse, TagResponse, VocabularyNames, VocabularyResponse
 
 MODEL_HEADER = "serve_multiplexed_model_id"
-"""Sends a request where the model that it names is loaded already."""
-_AGAIN = (429, 502, 503, 504)
-"""Answers after which it may help to ask again."""
+"""Ray Serve routes a request with this header to a replica that has loaded the named model."""
+_RETRY_STATUSES = (429, 502, 503, 504)
 
 
 class ServerError(SigrlError):
-    """What a server refused, or could not do.
+    """A request that failed.
 
     Args:
-        status: of HTTP; 0 where it did not answer.
-        detail: what it said.
+        status: HTTP status; 0 if the server did not answer.
+        detail: of the problem document.
     """
 
     def __init__(self, status: int, detail: str) -> None:
@@ -45,13 +44,13 @@ class ServerError(SigrlError):
 
 
 class Client:
-    """One server.
+    """A connection to one server.
 
     Args:
-        url: where it is, http://host:port.
-        key: of this client, where the server wants one.
-        timeout: seconds that one answer may take.
-        patience: seconds to go on asking a server that is busy, is being replaced or does not answer.
+        url: http://host:port.
+        key: API key, if the server requires one.
+        timeout: maximum seconds of one attempt.
+        patience: seconds to retry while the server is overloaded, is being replaced, or does not answer.
     """
 
     def __init__(self, url: str, key: str | None = None, timeout: float = 60.0, patience: float = 60.0) -> None:
@@ -62,7 +61,7 @@ class Client:
 
     def tag(
         self,
-        pictures: Sequence[str | Path | bytes],
+        images: Sequence[str | Path | bytes],
         *,
         labels: Sequence[str | dict[str, Any]] | None = None,
         vocabulary: str | None = None,
@@ -71,59 +70,63 @@ class Client:
         heatmap: bool = False,
         model: str | None = None,
     ) -> TagResponse:
-        """Tags pictures: paths, or encoded files; see `messages.Asking` for the rest.
+        """Tags images, given as paths or encoded files; for the options see `messages.TagOptions`.
 
         Raises:
-            ServerError: the server refuses, or has not answered in time.
+            ServerError: the server rejects the request, or all attempts failed.
         """
         files = [
             ("images", (Path(each).name, Path(each).read_bytes()) if isinstance(each, str | Path) else ("", each))
-            for each in pictures
+            for each in images
         ]
-        asked = {"vocabulary": vocabulary, "top_k": top_k, "model": model, "threshold": threshold}
-        form = {name: str(value) for name, value in asked.items() if value is not None}
+        options = {"vocabulary": vocabulary, "top_k": top_k, "model": model, "threshold": threshold}
+        form = {name: str(value) for name, value in options.items() if value is not None}
         if labels is not None:
             form["labels"] = json.dumps(list(labels))
         if heatmap:
             form["heatmap"] = "true"
         headers = {MODEL_HEADER: model} if model else {}
-        return TagResponse.model_validate(self._ask("POST", "/v1/tag", files=files, data=form, headers=headers))
+        return TagResponse.model_validate(self._request("POST", "/v1/tag", files=files, data=form, headers=headers))
 
     def model(self, name: str | None = None) -> ModelResponse:
-        """What answers."""
-        return ModelResponse.model_validate(self._ask("GET", "/v1/model", params=name and {"model": name}))
+        """Describes a model; None is the default model."""
+        return ModelResponse.model_validate(self._request("GET", "/v1/model", params=name and {"model": name}))
 
     def vocabulary(self, model: str | None = None) -> VocabularyResponse:
-        """A model's own labels."""
-        return VocabularyResponse.model_validate(self._ask("GET", "/v1/vocabulary", params=model and {"model": model}))
+        """Returns a model's own labels."""
+        return VocabularyResponse.model_validate(
+            self._request("GET", "/v1/vocabulary", params=model and {"model": model})
+        )
 
     def vocabularies(self) -> list[str]:
-        """Names of the label lists that the server keeps."""
-        return VocabularyNames.model_validate(self._ask("GET", "/v1/vocabularies")).names
+        """Returns the names of the stored label lists."""
+        return VocabularyNames.model_validate(self._request("GET", "/v1/vocabularies")).names
 
     def keep_vocabulary(self, name: str, labels: Sequence[str | dict[str, Any]]) -> VocabularyResponse:
-        """Has the server keep a label list under a name."""
-        sent = {"name": name, "labels": list(labels)}
-        return VocabularyResponse.model_validate(self._ask("POST", "/v1/vocabularies", json=sent))
+        """Stores a label list on the server under a name."""
+        payload = {"name": name, "labels": list(labels)}
+        return VocabularyResponse.model_validate(self._request("POST", "/v1/vocabularies", json=payload))
 
-    def _ask(self, method: str, path: str, **sent: Any) -> Any:
-        deadline, pause = time.monotonic() + self.patience, 0.2
+    def _request(self, method: str, path: str, **arguments: Any) -> Any:
+        deadline, backoff = time.monotonic() + self.patience, 0.2
         while True:
-            wait, pause = pause, min(5.0, 2 * pause)
+            wait, backoff = backoff, min(5.0, 2 * backoff)
             try:
-                response = self.session.request(method, self.url + path, timeout=self.timeout, **sent)
+                response = self.session.request(method, self.url + path, timeout=self.timeout, **arguments)
             except (requests.ConnectionError, requests.Timeout) as error:
-                failed = ServerError(0, f"{self.url}: does not answer ({type(error).__name__}); is it running?")
+                failure = ServerError(
+                    0, f"{self.url}: no answer ({type(error).__name__}); check that the server is running"
+                )
             else:
                 if response.ok:
                     return response.json()
-                failed = ServerError(response.status_code, _detail(response))
-                if response.status_code not in _AGAIN:
-                    raise failed
-                told = response.headers.get("Retry-After", "")
-                wait = float(told) if told.isdigit() else wait
+                failure = ServerError(response.status_code, _detail(response))
+                if response.status_code not in _RETRY_STATUSES:
+                    raise failure
+                retry_after = response.headers.get("Retry-After", "")
+                wait = float(retry_after) if retry_after.isdigit() else wait
             if time.monotonic() + wait > deadline:
-                raise failed
+                raise failure
             time.sleep(wait)
 
 

@@ -1,4 +1,4 @@
-"""Who may ask: keys of which only hashes are kept."""
+"""API keys. Only hashes of the keys are stored."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 import secrets
 from dataclasses import dataclass
 
-from sigrl_core import storage
 from sigrl_core.errors import ConfigError
+from sigrl_core.io import storage
 
-_BYTES = 32
-"""Of a key: what so much chance makes cannot be guessed, so a plain hash of it may be kept."""
+_NUM_BYTES = 32
+"""Random bytes of a key: enough that an unsalted hash is safe to store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class ApiKey:
     """One client.
 
     Attributes:
-        name: who it is, for people; never in a log.
-        sha256: of the key.
-        requests_per_minute: that it may make; None as the server's own.
+        name: identifies the client to the operator; never logged.
+        sha256: hash of the key.
+        requests_per_minute: rate limit; None uses the server's default.
     """
 
     name: str
@@ -30,16 +30,16 @@ class ApiKey:
     requests_per_minute: int | None = None
 
     @classmethod
-    def new(cls, name: str, requests_per_minute: int | None = None) -> tuple[str, ApiKey]:
-        """A key, to be told once, and what to keep of it."""
-        key = secrets.token_urlsafe(_BYTES)
+    def generate(cls, name: str, requests_per_minute: int | None = None) -> tuple[str, ApiKey]:
+        """Returns a new key, which cannot be recovered later, and the record to store."""
+        key = secrets.token_urlsafe(_NUM_BYTES)
         return key, cls(name=name, sha256=_sha256(key), requests_per_minute=requests_per_minute)
 
 
 class ApiKeys:
-    """All clients that a file lists.
+    """All clients of a key file.
 
-    The file is a JSON array of objects {name, sha256, requests_per_minute}, the last one optional.
+    The file is a JSON array of objects {name, sha256, requests_per_minute}; the last key is optional.
     """
 
     def __init__(self, keys: list[ApiKey]) -> None:
@@ -47,7 +47,7 @@ class ApiKeys:
 
     @classmethod
     def load(cls, uri: str) -> ApiKeys:
-        """Raises ConfigError where the file is no list of keys, or lists none."""
+        """Reads a key file; raises ConfigError if it is malformed or empty."""
         rows = storage.read_json(uri)
         try:
             keys = [ApiKey(**row) for row in rows]
@@ -56,31 +56,31 @@ class ApiKeys:
             valid, keys = False, []
         if not valid:
             raise ConfigError(
-                f'{uri}: expected a JSON array of {{"name", "sha256", "requests_per_minute"}}, one at least; '
+                f'{uri}: expected a JSON array of one or more {{"name", "sha256", "requests_per_minute"}}; '
                 "serve.py --new-key NAME writes one"
             )
         return cls(keys)
 
-    def of(self, presented: str) -> ApiKey | None:
-        """Whose key it is, in a time that does not tell how close it came."""
-        digest, found = _sha256(presented), None
-        for key in self.keys:
-            if hmac.compare_digest(digest, key.sha256):
-                found = key
-        return found
+    def find(self, key: str) -> ApiKey | None:
+        """Returns the client of a key. The duration does not depend on how much of a wrong key is right."""
+        digest, match = _sha256(key), None
+        for each in self.keys:
+            if hmac.compare_digest(digest, each.sha256):
+                match = each
+        return match
 
 
 def add_key(uri: str, name: str, requests_per_minute: int | None = None) -> str:
-    """Makes a key, adds its hash to a file, and returns the key.
+    """Generates a key, adds its hash to a key file, and returns the key.
 
     Raises:
-        ConfigError: the file lists that name.
+        ConfigError: the file has a key of that name.
     """
-    known = ApiKeys.load(uri).keys if storage.exists(uri) else []
-    if any(key.name == name for key in known):
-        raise ConfigError(f"{uri}: lists a key named {name!r}; take its row out, or choose another name")
-    key, kept = ApiKey.new(name, requests_per_minute)
-    rows = [{name: value for name, value in vars(each).items() if value is not None} for each in [*known, kept]]
+    keys = ApiKeys.load(uri).keys if storage.exists(uri) else []
+    if any(each.name == name for each in keys):
+        raise ConfigError(f"{uri}: has a key named {name!r}; remove its row, or choose another name")
+    key, record = ApiKey.generate(name, requests_per_minute)
+    rows = [{name: value for name, value in vars(each).items() if value is not None} for each in [*keys, record]]
     storage.write_bytes(uri, (json.dumps(rows, indent=1) + "\n").encode())
     return key
 

@@ -1,10 +1,10 @@
-"""What goes over the wire."""
+"""The JSON messages of the HTTP interface."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
 Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["calibrated"]
 
@@ -18,7 +18,7 @@ class LabelRow(Strict):
 
     label: str = Field(min_length=1, max_length=200, examples=["tabby cat"])
     prompts: list[Annotated[str, Field(min_length=1, max_length=400)]] = Field(
-        default=[], max_length=20, description="Descriptions that are read in place of the name."
+        default=[], max_length=20, description="Descriptions that are encoded instead of the name."
     )
     synonyms: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=[], max_length=20, description="Other names."
@@ -28,26 +28,26 @@ class LabelRow(Strict):
 Labels = list[Annotated[str, Field(min_length=1, max_length=200)] | LabelRow]
 
 
-class Asking(Strict):
-    """What is asked of pictures."""
+class TagOptions(Strict):
+    """How to tag images."""
 
-    model: str | None = Field(default=None, max_length=64, description="Name of a model; the default one without.")
-    vocabulary: str | None = Field(default=None, max_length=64, description="Name of a label list that is kept here.")
+    model: str | None = Field(default=None, max_length=64, description="Name of a model; default: the default model.")
+    vocabulary: str | None = Field(default=None, max_length=64, description="Name of a label list on this server.")
     labels: Labels | None = Field(
-        default=None, min_length=1, description="Any labels, seen in training or not, in the place of the model's own."
+        default=None, min_length=1, description="Any labels, seen in training or not, instead of the model's own."
     )
     top_k: int | None = Field(
-        default=None, ge=1, le=100_000, description="Tags for each picture; 5 without a threshold."
+        default=None, ge=1, le=100_000, description="Maximum number of tags per image; default 5 without a threshold."
     )
     threshold: Threshold | None = Field(
         default=None,
-        description="Least probability of a tag, or `calibrated`: each label's own. Scores are probabilities then.",
+        description="Minimum probability of a tag, or `calibrated`: each label's own. Scores are then probabilities.",
     )
-    heatmap: bool = Field(default=False, description="Adds where each tag fits.")
+    heatmap: bool = Field(default=False, description="Adds a heat map to each tag.")
 
 
-class TagRequest(Asking):
-    """Pictures as base64 in JSON."""
+class TagRequest(TagOptions):
+    """Images as base64 in JSON."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"images": ["/9j/4AAQ...AQ=="], "top_k": 3}}
@@ -58,26 +58,29 @@ class TagRequest(Asking):
 
 class Tag(BaseModel):
     label: str
-    score: float = Field(description="Ranks labels within those asked; a probability where a threshold was given.")
+    score: float = Field(
+        description="Ranks the labels of the vocabulary; a probability if the request has a threshold."
+    )
     heatmap: str | None = Field(
-        default=None, description="A small grey PNG as base64, bright where the label fits, of the centre square."
+        default=None,
+        description="Small greyscale PNG as base64, bright where the label fits; covers the image's centre square.",
     )
 
 
-class Tagged(BaseModel):
-    """One picture."""
+class TagResult(BaseModel):
+    """The tags of one image."""
 
     tags: list[Tag] = Field(description="Best first.")
-    error: str | None = Field(default=None, description="Why it could not be read, in the place of tags.")
+    error: str | None = Field(default=None, description="Why the image could not be read; absent if it could.")
 
 
 class TagResponse(BaseModel):
     model: str = Field(description="Name of the model.")
-    checkpoint: str = Field(description="Hash of the checkpoint that answered.")
-    vocabulary: str = Field(description="Hash of the labels asked.")
-    labels: int = Field(description="How many were asked.")
+    checkpoint: str = Field(description="Hash of the checkpoint.")
+    vocabulary: str = Field(description="Hash of the label list.")
+    labels: int = Field(description="Number of labels that were scored.")
     probabilities: bool = Field(description="Whether scores are calibrated probabilities.")
-    results: list[Tagged] = Field(description="In the order of the pictures.")
+    results: list[TagResult] = Field(description="In the order of the images.")
 
 
 class VocabularyResponse(BaseModel):
@@ -87,7 +90,7 @@ class VocabularyResponse(BaseModel):
 
 
 class NewVocabulary(Strict):
-    """Labels to keep under a name."""
+    """A label list to store under a name."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$", examples=["shoes"])
     labels: Labels = Field(min_length=1, examples=[["boot", "sandal", "sneaker"]])
@@ -106,5 +109,14 @@ class ModelResponse(BaseModel):
     seen_labels: int
     unseen_labels: int
     calibrated: bool
-    others: list[str] = Field(description="Other models here, by name.")
+    other_models: list[str] = Field(
+        validation_alias=AliasChoices("other_models", "others"),  # servers of version 0.1.0 send `others` only
+        description="Names of the other models on this server.",
+    )
     limits: dict[str, int]
+
+    @computed_field(alias="others", description="Use other_models.", json_schema_extra={"deprecated": True})
+    @property
+    def deprecated_other_models(self) -> list[str]:
+        """The key of version 0.1.0."""
+        return self.other_models

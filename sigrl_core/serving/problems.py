@@ -1,4 +1,4 @@
-"""What a client did wrong, or the server cannot do now, as RFC 9457 problem documents."""
+"""Errors of the HTTP interface as RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class ProblemBody(BaseModel):
     }})  # fmt: skip
 
     type: str = "about:blank"
-    title: str = Field(description="The status in words.")
+    title: str = Field(description="The HTTP status in words.")
     status: int
-    detail: str = Field(description="What was found, what was expected, what to do.")
-    reasons: list[str] | None = Field(None, description="Why each picture cannot be read, where none can.")
+    detail: str = Field(description="What was found, what was expected, and what to do.")
+    reasons: list[str] | None = Field(None, description="Error of each image, if no image of the request is readable.")
 
 
 class ProblemError(Exception):
-    """A request that gets no answer.
+    """A request that is answered with a problem document.
 
     Args:
-        status: of HTTP.
-        detail: what was found, what was expected, what to do.
-        retry_after: seconds until it may help to ask again.
-        reasons: why each picture cannot be read.
+        status: HTTP status.
+        detail: what was found, what was expected, and what to do.
+        retry_after: seconds after which a retry may succeed.
+        reasons: error of each image.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class ProblemError(Exception):
         self.status, self.detail, self.retry_after, self.reasons = status, detail, retry_after, reasons
 
     def response(self) -> JSONResponse:
-        return problem(self.status, self.detail, self.retry_after, reasons=self.reasons)
+        return problem_response(self.status, self.detail, self.retry_after, reasons=self.reasons)
 
 
-def problem(
+def problem_response(
     status: int,
     detail: str,
     retry_after: float | None = None,
     headers: Mapping[str, str] | None = None,
     reasons: list[str] | None = None,
 ) -> JSONResponse:
-    """As the client gets it."""
+    """Builds the HTTP response of a problem; for the arguments see `ProblemError`."""
     headers = dict(headers or {})
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
@@ -65,7 +65,7 @@ def problem(
     return JSONResponse(body.model_dump(exclude_none=True), status, headers, MEDIA_TYPE)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For FastAPI's `responses`."""
+def document_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the `responses` argument of a FastAPI route that may answer with these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}

@@ -1,7 +1,7 @@
-"""How often clients may ask: token buckets, one for all replicas, of which each replica holds some tokens at hand.
+"""Rate limiting. One token bucket per client is shared by all replicas.
 
-Asking the common bucket for every request would cost a round trip each; a replica takes a few seconds' worth at a time
-and gives requests away from those: all replicas together let through what one bucket would, but for what they hold.
+Each replica fetches about one second of tokens at a time, because a remote call per request would cost more than the
+request. All replicas together admit what one bucket would, plus the tokens that they have prefetched.
 """
 
 from __future__ import annotations
@@ -12,71 +12,72 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 BURST_SECONDS = 10.0
-"""A client that was quiet may ask as much at once as in so many seconds."""
-LEASE_SECONDS = 1.0
-"""Worth of tokens that a replica takes at a time."""
+"""Capacity of a bucket, in seconds of the client's rate."""
+PREFETCH_SECONDS = 1.0
+"""Tokens that a replica fetches at a time, in seconds of the client's rate."""
 
 
 @dataclass
-class Bucket:
-    """Tokens of one client, which come back at a steady rate."""
+class TokenBucket:
+    """The tokens of one client. It refills at a constant rate and starts full."""
 
     per_minute: float
     clock: Callable[[], float] = time.monotonic
     tokens: float = field(init=False)
-    at: float = field(init=False)
+    updated_at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tokens, self.at = self.most, self.clock()
+        self.tokens, self.updated_at = self.capacity, self.clock()
 
     @property
-    def most(self) -> float:
+    def capacity(self) -> float:
         return max(1.0, self.per_minute / 60 * BURST_SECONDS)
 
-    def take(self, wanted: int) -> tuple[int, float]:
-        """As many of the wanted tokens as there are, and the seconds until there is one where there is none."""
+    def take(self, requested: int) -> tuple[int, float]:
+        """Takes at most the requested number of tokens.
+
+        Returns:
+            The number of tokens taken, and the seconds until the next token if that number is 0.
+        """
         now = self.clock()
-        self.tokens = min(self.most, self.tokens + (now - self.at) * self.per_minute / 60)
-        self.at = now
-        given = min(wanted, int(self.tokens + 1e-9))
-        self.tokens -= given
-        return given, 0.0 if given else (1 - self.tokens) * 60 / self.per_minute
+        self.tokens = min(self.capacity, self.tokens + (now - self.updated_at) * self.per_minute / 60)
+        self.updated_at = now
+        taken = min(requested, int(self.tokens + 1e-9))
+        self.tokens -= taken
+        return taken, 0.0 if taken else (1 - self.tokens) * 60 / self.per_minute
 
 
-class Buckets:
-    """Of all clients."""
+class TokenBuckets:
+    """The token buckets of all clients."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock, self.of = clock, dict[str, Bucket]()
+        self.clock, self.buckets = clock, dict[str, TokenBucket]()
 
-    def take(self, client: str, per_minute: float, wanted: int) -> tuple[int, float]:
-        """See `Bucket.take`."""
-        bucket = self.of.get(client)
+    def take(self, client: str, per_minute: float, requested: int) -> tuple[int, float]:
+        """Takes tokens of one client; see `TokenBucket.take`."""
+        bucket = self.buckets.get(client)
         if bucket is None or bucket.per_minute != per_minute:
-            bucket = self.of[client] = Bucket(per_minute, self.clock)
-        return bucket.take(wanted)
+            bucket = self.buckets[client] = TokenBucket(per_minute, self.clock)
+        return bucket.take(requested)
 
 
-Take = Callable[[str, float, int], Awaitable[tuple[int, float]]]
+TakeTokens = Callable[[str, float, int], Awaitable[tuple[int, float]]]
+"""Takes tokens from the shared buckets; see `TokenBuckets.take`."""
 
 
-class Leases:
-    """A replica's share of the tokens.
+class RateLimiter:
+    """Admits the requests of one replica with prefetched tokens."""
 
-    Args:
-        take: of the common buckets.
-    """
+    def __init__(self, take_tokens: TakeTokens) -> None:
+        self.take_tokens, self.prefetched = take_tokens, dict[str, int]()
 
-    def __init__(self, take: Take) -> None:
-        self.take, self.at_hand = take, dict[str, int]()
-
-    async def wait_for(self, client: str, per_minute: float) -> float:
-        """0 where the client may ask now, else the seconds until it may."""
-        if not self.at_hand.get(client):
-            wanted = max(1, math.ceil(per_minute / 60 * LEASE_SECONDS))
-            given, wait = await self.take(client, per_minute, wanted)
-            if not given:
+    async def acquire(self, client: str, per_minute: float) -> float:
+        """Takes one token. Returns 0 if the request is admitted, else the seconds until the next token."""
+        if not self.prefetched.get(client):
+            requested = max(1, math.ceil(per_minute / 60 * PREFETCH_SECONDS))
+            taken, wait = await self.take_tokens(client, per_minute, requested)
+            if not taken:
                 return wait
-            self.at_hand[client] = self.at_hand.get(client, 0) + given
-        self.at_hand[client] -= 1
+            self.prefetched[client] = self.prefetched.get(client, 0) + taken
+        self.prefetched[client] -= 1
         return 0.0

@@ -2,10 +2,10 @@
 
     python tests/bench/bench_gpu_train.py [--out runs/bench_gpu_train] [--quick] [--on-cpu]
 
-One worker with a GPU and all CPUs but one to decode; drawn pictures, random labels, random weights. Of the epochs
+One worker with a GPU and all CPUs but one to decode; drawn images, random labels, random weights. Of the epochs
 after the first, by what the run writes into metrics.jsonl: images a second, share of time waited for data, the most
 memory that tensors took; and how busy the GPU was (nvidia-smi, each half second). No peer here: a step beside plain
-torch is bench_train.py. --quick takes fewer pictures. Ends with one JSON line, which says so where there is no GPU.
+torch is bench_train.py. --quick takes fewer images. Ends with one JSON line, which says so where there is no GPU.
 --on-cpu runs the same without one, to try this script: a tiny backbone, 20 labels, batches of 4 and 8.
 """
 
@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from sigrl_core.config import BackboneConfig, ScaleConfig
+from sigrl_core.config import BackboneConfig, Resources
+from sigrl_core.config.presets import get_preset
 from sigrl_core.on_ray.train import train
-from sigrl_core.presets import get_preset
 from tests.drawn import drawn_shards, write_drawn
 
 LABELS_EACH = 3
@@ -40,13 +40,13 @@ EPOCHS = 4
 
 
 def shards(out: Path, count: int, num_labels: int) -> str:
-    """Drawn pictures, each with a few of the labels, made once."""
+    """Drawn images, each with a few of the labels, made once."""
     corpus = out / f"corpus_{count}_{num_labels}"
     write_drawn(corpus, count, PIXELS)
-    rng, pictures = np.random.default_rng(0), sorted((corpus / "pictures").iterdir())
+    rng, images = np.random.default_rng(0), sorted((corpus / "pictures").iterdir())
     lines = [
         {"uri": path.name, "labels": [f"label {n}" for n in rng.choice(num_labels, LABELS_EACH, replace=False)]}
-        for path in pictures
+        for path in images
     ]
     (corpus / "random.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (corpus / "random.txt").write_text("".join(f"label {n}\n" for n in range(num_labels)))
@@ -84,7 +84,7 @@ def main() -> None:
         return
     gpu, out = not arguments.on_cpu, arguments.out.absolute()
     name, num_labels, batch_sizes = ("ViT-B-16", 925, (32, 256)) if gpu else ("toybox-vit", 20, (4, 8))
-    preset = get_preset("clip_zero_shot")
+    preset = get_preset("published")
     backbone = BackboneConfig(name=name, pretrained="random", frozen_blocks=preset.backbone.frozen_blocks)
     figures: dict[str, object] = {"device": torch.cuda.get_device_name(0) if gpu else "CPU", "labels": num_labels}
     for batch_size in batch_sizes:
@@ -92,9 +92,10 @@ def main() -> None:
         training = replace(preset.training, epochs=EPOCHS, batch_size=batch_size, precision="bf16", augment="crop_flip")
         run, percent = out / f"run_{batch_size}", []
         shutil.rmtree(run, ignore_errors=True)
-        scale = ScaleConfig(workers=1, gpus=gpu, cpus_per_worker=max(1, (os.cpu_count() or 2) - 1))
+        cpus = max(1, (os.cpu_count() or 2) - 1)
+        resources = Resources(num_workers=1, gpus_per_worker=float(gpu), cpus_per_worker=cpus)
         with busy(percent) if gpu else nullcontext():
-            train(replace(preset, backbone=backbone, training=training), scale, data, None, str(run))
+            train(replace(preset, backbone=backbone, training=training), data, str(run), resources=resources)
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
         waited, seconds = (sum(row[name] for row in epochs) for name in ("train/data_wait_s", "train/seconds"))
         told = {

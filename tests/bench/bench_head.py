@@ -205,12 +205,20 @@ def measured(shape: Shape, rounds: int, limit: float, trains: bool = True) -> li
     return rows
 
 
+PAGE = """{% extends "base.html.j2" %}
+{% from "macros.html.j2" import section, panels %}
+{% set title, sections = "The coefficient operator", [("scaling", "Scaling")] %}
+{% block lead %}{{ lead }}{% endblock %}
+{% block content %}{% call section("scaling", "Scaling") %}{{ panels(charts) }}{% endcall %}{% endblock %}
+"""
+
+
 def drawn(rows: list[dict], out: Path) -> None:
     """OUT/scaling.html: seconds and memory of forward and backward over labels, images and patches."""
-    from sigrl_core.report.charts import Line, line_chart, line_legend
-    from sigrl_core.report.markup import Section, whole_page
+    from sigrl_core.report.charts import Line, Panel, line_chart
+    from sigrl_core.report.page import environment
 
-    base, figures = Shape(), ""
+    base, charts = Shape(), []
     for axis, name in (("C", "labels"), ("B", "images"), ("P", "patches")):
         for measure, unit in (("seconds", "s"), ("gib", "GiB")):
             lines = []
@@ -219,11 +227,10 @@ def drawn(rows: list[dict], out: Path) -> None:
                 lines.append(Line(way, sorted(shapes.items())))
             head = f"{'Seconds' if unit == 's' else 'Memory'} over {name}"
             chart = line_chart(head, lines, x_title=name, y_title=unit)
-            figures += f"<figure><figcaption><h3>{head}</h3>{line_legend(lines)}</figcaption>{chart}</figure>"
+            charts.append(Panel(head, chart, [line.name for line in lines]))
     lead = f"{base} where not varied; forward and backward of both modules, {DEVICE}."
-    section = Section("scaling", "Scaling", f'<div class="panels">{figures}</div>')
     out.mkdir(parents=True, exist_ok=True)
-    (out / "scaling.html").write_bytes(whole_page("The coefficient operator", lead, [section]))
+    (out / "scaling.html").write_text(environment().from_string(PAGE).render(lead=lead, charts=charts))
 
 
 def _varies(row: dict, axis: str, base: Shape) -> bool:
@@ -233,7 +240,7 @@ def _varies(row: dict, axis: str, base: Shape) -> bool:
 
 def ranking(B: int, C: int) -> dict[str, float]:
     """Seconds and megabytes of the ranking loss, forward and backward."""
-    from sigrl_core.losses import hinges
+    from sigrl_core.training.losses import hinges
 
     torch.manual_seed(0)
     scores, states = torch.randn(B, C, device=DEVICE, requires_grad=True), torch.randn(B, C, device=DEVICE)

@@ -1,4 +1,4 @@
-"""A million pictures listed and planned, memory while a hundred thousand are ingested, a listing of an object store.
+"""A million images listed and planned, memory while a hundred thousand are ingested, a listing of an object store.
 
     python tests/bench/bench_listing.py [--quick] [--out runs/bench_listing]
     python tests/bench/bench_listing.py --bucket NAME   # and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
@@ -13,8 +13,8 @@
    They are written below bench_listing/ where they are not there. Any S3 server will do, on this machine too: MinIO,
    OpenStack Swift. Without --bucket this is skipped, and null in the JSON.
 
-Ends with one JSON line. Pictures and links stay in OUT for the next time; its file system has to take hard links. Needs
-Linux, for /proc. The whole takes five minutes on two cores, --quick, a tenth of the pictures, one; its
+Ends with one JSON line. Images and links stay in OUT for the next time; its file system has to take hard links. Needs
+Linux, for /proc. The whole takes five minutes on two cores, --quick, a tenth of the images, one; its
 first tenth lasts half a second, in which workers may still be growing to their size.
 """
 
@@ -40,9 +40,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sigrl_core import object_store, storage
 from sigrl_core.corpora import get_corpus
-from sigrl_core.corpora.listing_file import parts_of, write_listing
+from sigrl_core.corpora.listing_file import list_partitions, write_listing
+from sigrl_core.io import object_store, storage
 from sigrl_core.report.charts import HEIGHT, WIDTH, Line, line_chart
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -58,9 +58,9 @@ COLOURS = ("#0072b2", "#c25200", "#00805c", "#a8497f", "#7a6000")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_listing"), help="pictures, links and the plot")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_listing"), help="images, links and the plot")
     parser.add_argument("--bucket", help="of an object store, to list keys of it")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     parser.add_argument("--plan", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plan:
@@ -76,11 +76,11 @@ def main() -> None:
 
 
 def planned(out: Path, count: int) -> dict[str, Any]:
-    pictures = made(out / "linked", lambda folder: draw(folder, LINKED_FROM))
+    images = made(out / "linked", lambda folder: draw(folder, LINKED_FROM))
     print(f"{count:,} hard links in   seconds  CPU seconds  peak MB  parts", flush=True)
     told = {}
     for folders in (1000, 1):
-        where = made(out / f"{count}_in_{folders}", lambda new, folders=folders: link(pictures, new, count, folders))
+        where = made(out / f"{count}_in_{folders}", lambda new, folders=folders: link(images, new, count, folders))
         command = [sys.executable, __file__, "--plan", str(where)]
         told[folders] = found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         if found["rows"] != count:
@@ -95,12 +95,12 @@ def planned(out: Path, count: int) -> dict[str, Any]:
 
 def plan(images: str) -> dict[str, Any]:
     """What preprocess.py does before it starts Ray, in this process, with all that it imports."""
-    import sigrl_core.on_ray.ingest  # noqa: F401
+    import sigrl_core.on_ray.preprocess  # noqa: F401
 
     listing = images + ".parquet"
     started, worked = time.monotonic(), time.process_time()
     listed = write_listing(get_corpus("folder")(images, None), listing)
-    parts = parts_of(listing)
+    parts = list_partitions(listing)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - worked
     peak = megabytes(Path("/proc/self/status").read_text(), "VmHWM")
     told = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), "peak_mb": round(peak, 1)}
@@ -119,24 +119,24 @@ def made(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def draw(folder: Path, count: int) -> None:
-    """Distinct pictures of 64 x 48 pixels, a thousand to a label."""
+    """Distinct images of 64 x 48 pixels, a thousand to a label."""
     rng = np.random.default_rng(0)
     for number in range(count):
         below = folder / f"label_{number // 1000:03d}"
         below.mkdir(exist_ok=True)
-        picture = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        picture.resize((64, 48), Image.Resampling.BICUBIC).save(below / f"{number:06d}.jpg", quality=90)
+        image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        image.resize((64, 48), Image.Resampling.BICUBIC).save(below / f"{number:06d}.jpg", quality=90)
 
 
-def link(pictures: Path, folder: Path, count: int, folders: int) -> None:
-    sources = sorted(str(path) for path in pictures.rglob("*.jpg"))
+def link(images: Path, folder: Path, count: int, folders: int) -> None:
+    sources = sorted(str(path) for path in images.rglob("*.jpg"))
     for number in range(count):
         below = f"{folder}/label_{number * folders // count:03d}" if folders > 1 else str(folder)
         os.makedirs(below, exist_ok=True)
         os.link(sources[number % len(sources)], f"{below}/{number:07d}.jpg")
 
 
-# ---- 2. memory of the ingest ----
+# ---- 2. memory of preprocess ----
 
 
 class Sample(NamedTuple):
@@ -149,14 +149,14 @@ class Sample(NamedTuple):
 
 
 def ingested(out: Path, count: int) -> dict[str, Any]:
-    images, shards = made(out / f"{count}_pictures", lambda folder: draw(folder, count)), out / "shards"
+    images, shards = made(out / f"{count}_images", lambda folder: draw(folder, count)), out / "shards"
     shutil.rmtree(shards, ignore_errors=True)
     command = [sys.executable, "pipelines/preprocess.py", "--corpus", "folder", "--images", str(images)]
     command += ["--out", str(shards), "--rows-per-shard", str(count // PARTS)]
     samples = list(watched(command, lambda: count // PARTS * parts_done(shards)))
     manifest = json.loads((shards / "manifest.json").read_text())
     if manifest["rows_out"] != count:
-        sys.exit(f"{shards}: {manifest['rows_out']} of {count} pictures in shards")
+        sys.exit(f"{shards}: {manifest['rows_out']} of {count} images in shards")
     shutil.rmtree(shards)
     (out / "memory.svg").write_text(plot(samples))
 
@@ -164,7 +164,7 @@ def ingested(out: Path, count: int) -> dict[str, Any]:
         "up to the first tenth": [sample for sample in samples if sample.rows <= count / 10],
         "after it": [sample for sample in samples if sample.rows > count / 10],
     }
-    print(f"\n{count:,} pictures ingested; MB at most  {'  '.join(KINDS)}     sum")
+    print(f"\n{count:,} images ingested; MB at most  {'  '.join(KINDS)}     sum")
     for when, part in halves.items():
         for memory in MEMORIES:
             each = [max(sample.held[memory][kind] for sample in part) for kind in KINDS]
@@ -250,13 +250,15 @@ def plot(samples: list[Sample]) -> str:
         for memory in MEMORIES
     ]
     lines += [line(f"PSS, {kind}", lambda sample, kind=kind: sample.held["Pss"][kind]) for kind in KINDS]
-    chart = line_chart("Memory of an ingest", lines, x_title="rows done, thousands", y_title="MB")
+    chart = line_chart("Memory of preprocess", lines, x_title="rows done, thousands", y_title="MB")
     style = "svg{background:#fff}text{font:10px sans-serif}.grid{stroke:#ddd}.s{fill:none;stroke-width:1.5}"
     style += "".join(f".s{i}{{stroke:{colour}}}.k{i}{{fill:{colour}}}" for i, colour in enumerate(COLOURS))
     key = "".join(f'<text class="k{i}" x="{46 + 70 * i}" y="-6">{each.name}</text>' for i, each in enumerate(lines))
     frame = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 -20 {WIDTH} {HEIGHT + 20}"'
-    return chart.replace(f'viewBox="0 0 {WIDTH} {HEIGHT}"', frame, 1).replace(
-        "</svg>", f"<style>{style}</style>{key}</svg>"
+    return (
+        str(chart)
+        .replace(f'viewBox="0 0 {WIDTH} {HEIGHT}"', frame, 1)
+        .replace("</svg>", f"<style>{style}</style>{key}</svg>")
     )
 
 

@@ -1,4 +1,4 @@
-"""Mean average precision over the size of NUS-WIDE's test: 50,000 pictures, 1,006 labels.
+"""Mean average precision over the size of NUS-WIDE's test: 50,000 images, 1,006 labels.
 
 python tests/bench/bench_map.py
 python tests/bench/bench_map.py --quick
@@ -27,11 +27,11 @@ PEER_LABELS = 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures")
-    pictures, labels = (5_000 if parser.parse_args().quick else 50_000), 1_006
+    parser.add_argument("--quick", action="store_true", help="a tenth of the images")
+    images, labels = (5_000 if parser.parse_args().quick else 50_000), 1_006
     rng = np.random.default_rng(0)
-    scores_NC = rng.normal(size=(pictures, labels)).astype(np.float32)
-    states_NC = np.where(rng.random((pictures, labels)) < 0.02, 1, -1).astype(np.int8)
+    scores_NC = rng.normal(size=(images, labels)).astype(np.float32)
+    states_NC = np.where(rng.random((images, labels)) < 0.02, 1, -1).astype(np.int8)
     started = time.monotonic()
     found = mean_average_precision(scores_NC, states_NC)
     ours = time.monotonic() - started
@@ -41,9 +41,9 @@ def main() -> None:
     difference = float(np.abs(average_precision(scores_NC[:, :PEER_LABELS], states_NC[:, :PEER_LABELS]) - peer_C).max())
     if difference > 1e-9:
         sys.exit(f"differs from scikit-learn by {difference}")
-    print(f"{pictures:,} pictures x {labels:,} labels: mAP {100 * found:.2f} % in {ours:.2f} s")
+    print(f"{images:,} images x {labels:,} labels: mAP {100 * found:.2f} % in {ours:.2f} s")
     print(f"scikit-learn, from {PEER_LABELS} labels: {peer:.2f} s, {peer / ours:.1f} times as long")
-    figures = {"pictures": pictures, "labels": labels, "seconds": round(ours, 2), "scikit_learn": round(peer, 2)}
+    figures = {"pictures": images, "labels": labels, "seconds": round(ours, 2), "scikit_learn": round(peer, 2)}
     print(json.dumps({**figures, "ratio": round(peer / ours, 2), "largest_difference": difference}))
 
 

@@ -64,7 +64,7 @@ def measure(name: str, B: int, P: int, C: int, D: int) -> tuple[int, float]:
     grad_out = torch.randn(B, C if name == "pooled" else P, D)
     start = time.perf_counter()
     with Allocations() as allocations:
-        out = chunked.reduced(patches_BPD, queries, (weight_DD,), name == "pooled")
+        out = chunked.reduce(patches_BPD, queries, (weight_DD,), name == "pooled")
         out.backward(grad_out)
     leaves = (patches_BPD, queries, weight_DD)
     own = [out, *(leaf.grad for leaf in leaves if leaf.grad is not None)]

@@ -6,9 +6,9 @@ python tests/bench/bench_results.py --out runs/results --only-write # the page f
 python tests/bench/bench_results.py --out runs/results_quick --quick
 
 A row is what its own command gives, `train.py PRESET FLAGS` with one worker, then `evaluate.py`, in this process and so
-without the half minute that two commands take to start. It is measured once for each seed, of pictures, small CLIP and
+without the half minute that two commands take to start. It is measured once for each seed, of images, small CLIP and
 head alike; in the table `label_graph` two small CLIPs have three heads each.
-Settings are chosen by the column "validation" alone: mAP of seen labels on the pictures that training holds out.
+Settings are chosen by the column "validation" alone: mAP of seen labels on the images that training holds out.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sigrl_core import storage
-from sigrl_core.checkpoint import is_checkpoint, save_checkpoint
 from sigrl_core.config import QuickstartConfig, RunConfig
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.demo.toybox import Structure
-from sigrl_core.evaluation import Comparison, evaluate
-from sigrl_core.experiment import Experiment
-from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.evaluation.evaluator import Evaluator, evaluate
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io import storage
+from sigrl_core.model.checkpoint import is_checkpoint, save_checkpoint
+from sigrl_core.on_ray.preprocess import preprocess
 from sigrl_core.on_ray.quickstart import make_data, preprocess_config, run_config
-from sigrl_core.records import ShardFolder
-from sigrl_core.tagger import Tagger
-from sigrl_core.training import Metrics, TrainingState
+from sigrl_core.training.state import Metrics, TrainingState
+from sigrl_core.training.trainer import Trainer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "RESULTS.md"
 COLUMNS = {"validation": "validation", "zsl": "ZSL", "zsl_asked_all": "ZSL, asked all", "gzsl": "GZSL", "seen": "seen"}
@@ -52,7 +52,7 @@ class Data:
     seed: int
     structure: Structure = "loose"
     labels: str = "labelled"
-    """`labelled`, or `single_positive`: the same pictures with one label of each."""
+    """`labelled`, or `single_positive`: the same images with one label of each."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def tables(seeds: int) -> dict[str, Table]:
         ),
         "label_graph": Table(
             "Where labels are correlated: what the label graph adds",
-            "Pictures of strong scene structure (`quickstart.py --structure strong`); two small CLIPs, three heads "
+            "Images of strong scene structure (`quickstart.py --structure strong`); two small CLIPs, three heads "
             "each; three epochs, without SVFR six.",
             graph_study,
             strong,
@@ -221,7 +221,7 @@ def tables(seeds: int) -> dict[str, Table]:
         ),
         "graphs": Table(
             "Label graphs",
-            "Three epochs. `listed`: each label hears those that share a word with it.",
+            "Three epochs. `listed`: each label attends to those that share a word with it.",
             graphs,
             loose,
             graphs[0].name,
@@ -236,8 +236,8 @@ def tables(seeds: int) -> dict[str, Table]:
         "losses": Table("Losses, all labels known", "Three epochs.", losses, loose, losses[0].name),
         "single_positive": Table(
             "Single positive labels",
-            "Training pictures carry one of their labels, chosen by content, nothing is known of the others; test and "
-            "validation pictures carry all. `as published`: no learned scale, probabilities inside (0.27, 0.73). "
+            "Training images carry one of their labels, chosen by content, nothing is known of the others; test and "
+            "validation images carry all. `as published`: no learned scale, probabilities inside (0.27, 0.73). "
             "The last row knows every label (IUN). Three epochs, MKT-style six.",
             single,
             [(dataclasses.replace(data, labels="single_positive"), seed) for data, seed in loose],
@@ -281,7 +281,7 @@ class Results:
         shards = home / "shards" / labels
         if labels == "single_positive":
             told = dataclasses.replace(
-                preprocess_config(home, "labelled", "seen"), labels="single-positive", out=str(shards)
+                preprocess_config(home, "labelled", "seen"), label_policy="single-positive", out=str(shards)
             )
             preprocess(told)
         run = changed(run_config(row.preset, config), {"training.seed": seed, **self.flags(row, home)})
@@ -289,7 +289,7 @@ class Results:
         if not is_checkpoint(checkpoint):
             train_best(run, str(shards), checkpoint)
         tagger = Tagger.load(str(checkpoint), local_candidates=row.local_candidates)
-        measured = evaluate(Comparison(tagger, {}), ShardFolder.open(str(home / "shards" / "test"))).metrics
+        measured = evaluate(Evaluator(tagger, {}), ShardFolder.open(str(home / "shards" / "test"))).metrics
         validation = tagger.checkpoint.metrics["selected"]["validation/map"]
         columns = [column for column in COLUMNS if column != "validation"]
         found = {each["name"]: {column: 100 * each[column]["map"] for column in columns} for each in measured["rows"]}
@@ -306,7 +306,7 @@ class Results:
         return flags
 
     def corpus(self, data: Data) -> QuickstartConfig:
-        """Makes pictures, small CLIP and shards; a corpus of strong structure takes the CLIP of the loose one."""
+        """Makes images, small CLIP and shards; a corpus of strong structure takes the CLIP of the loose one."""
         size = {"captioned": 2000, "labelled": 400, "test": 300, "clip_epochs": 1, "epochs": 1} if self.quick else {}
         config = QuickstartConfig(out=str(self.home(data)), seed=data.seed, structure=data.structure, **size)
         clip = self.home(data) / "clip"
@@ -318,26 +318,26 @@ class Results:
 
 
 def train_best(run: RunConfig, shards: str, checkpoint: Path) -> None:
-    """Keeps the epoch that is best on validation pictures."""
-    experiment, best = Experiment(run, shards), -1.0
+    """Keeps the epoch that is best on validation images."""
+    experiment, best = Trainer(run, shards), -1.0
 
     def report(metrics: Metrics | None, state: TrainingState) -> None:
         nonlocal best
         if metrics and metrics["validation/map"] > best:
             best = metrics["validation/map"]
-            save_checkpoint(checkpoint, state.recogniser, run, {"selected": metrics, "history": []})
+            save_checkpoint(checkpoint, state.model, run, {"selected": metrics, "history": []})
 
     experiment.fit(report)
 
 
 def shared_words(home: Path) -> Path:
-    """A list of edges as a user may draw it: each label hears those that share a word with it."""
+    """Writes a list of edges as a user may: each label attends to the labels that share a word with it."""
     from sigrl_core.demo.toybox import vocabulary
 
     names = vocabulary().names
     pairs = [(a, b) for a in names for b in names if set(a.split()) & set(b.split())]
     path = home / LISTED
-    path.write_text(json.dumps([{"label": a, "hears": b} for a, b in pairs]))
+    path.write_text(json.dumps([{"source": source, "target": target} for source, target in pairs]))
     return path
 
 
@@ -373,7 +373,7 @@ HEAD = (
     "# Results on the built-in corpus\n\nWritten by `python tests/bench/bench_results.py --out runs/results`; do not "
     "edit. mAP in percent, mean ± standard deviation over runs. Every run of a row is the command in its last "
     "column, under `pipelines/`, on a corpus of its own seed. Settings were chosen by the column *validation* (mAP "
-    "of seen labels on pictures held out of training). Δ is the paired difference in the measure it names.\n"
+    "of seen labels on images held out of training). Δ is the paired difference in the measure it names.\n"
 )
 
 

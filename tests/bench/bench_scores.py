@@ -3,8 +3,8 @@
 python tests/bench/bench_scores.py --quickstart runs/quickstart     # made where it is not there
 python tests/bench/bench_scores.py --quickstart runs/quick --quick
 
-1. Calibration: a copy of the checkpoint is calibrated on held-out pictures whose seen labels are known, by each
-   method, and measured on the test pictures: expected calibration error before and after, and the mean F1 over labels
+1. Calibration: a copy of the checkpoint is calibrated on held-out images whose seen labels are known, by each
+   method, and measured on the test images: expected calibration error before and after, and the mean F1 over labels
    with one threshold of 0.5 and with each label's own, for seen and unseen labels.
 2. Twenty unrelated labels are added to the vocabulary: how far the scores of the others move, of those that do not
    depend on the vocabulary and of the published ones.
@@ -28,17 +28,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sigrl_core.batches import Rows
 from sigrl_core.config import CalibrateConfig, PreprocessConfig, QuickstartConfig
+from sigrl_core.data.dataset import ShardDataset
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.demo import toybox
-from sigrl_core.demo.corpus import PICTURE_SIZE, write_corpus
-from sigrl_core.evaluation import Comparison, batches_of, calibrate, evaluate
-from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.demo.corpus import IMAGE_SIZE, write_corpus
+from sigrl_core.evaluation.calibrate import calibrate
+from sigrl_core.evaluation.evaluator import Evaluator, evaluate
+from sigrl_core.evaluation.inputs import iterate_batches
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.labels.vocabulary import Label, Vocabulary
+from sigrl_core.model.model import compute_tokens
+from sigrl_core.on_ray.preprocess import preprocess
 from sigrl_core.on_ray.quickstart import quickstart
-from sigrl_core.records import ShardFolder
-from sigrl_core.tagger import Tagger
-from sigrl_core.training import tokens_of
-from sigrl_core.vocabulary import Label, Vocabulary
 from tests.conftest import tagged_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,8 +70,8 @@ def main() -> None:
 def calibrated(home: Path, config: QuickstartConfig, scratch: Path) -> dict[str, Any]:
     """Held out: scenes like those of the test, of which seen labels alone were written down."""
 
-    def later(part: toybox.Part, count: int) -> list[toybox.Picture]:
-        return toybox.pictures("test", range(config.test, config.test + count), PICTURE_SIZE, config.seed)
+    def later(part: toybox.Subset, count: int) -> list[toybox.Scene]:
+        return toybox.scenes("test", range(config.test, config.test + count), IMAGE_SIZE, config.seed)
 
     write_corpus("labelled", config.test, scratch / "held_out", later)
     preprocess(
@@ -79,22 +81,22 @@ def calibrated(home: Path, config: QuickstartConfig, scratch: Path) -> dict[str,
             annotations=str(scratch / "held_out" / "labels.jsonl"),
             vocabulary=str(scratch / "held_out" / "vocabulary.json"),
             out=str(scratch / "shards"),
-            short_side=PICTURE_SIZE,
-            annotated="seen",
+            short_side=IMAGE_SIZE,
+            annotation_scope="seen",
         )
     )
     shutil.copytree(home / "sigrl" / "checkpoint", scratch / "checkpoint")
     figures: dict[str, Any] = {}
-    print(f"\ncalibrated on {config.test} held-out pictures, measured on {config.test} others, in percent")
+    print(f"\ncalibrated on {config.test} held-out images, measured on {config.test} others, in percent")
     print(f"{'':20}{'error before':>14}{'after':>8}{'F1 at 0.5':>12}{'own thresholds':>16}")
     for method in ("platt", "isotonic"):
         calibrate(
             CalibrateConfig(
-                checkpoint=str(scratch / "checkpoint"), data=str(scratch / "shards"), part="all", method=method
+                checkpoint=str(scratch / "checkpoint"), data=str(scratch / "shards"), split="all", method=method
             )
         )
         measured = evaluate(
-            Comparison(Tagger.load(str(scratch / "checkpoint")), {}), ShardFolder.open(str(home / "shards" / "test"))
+            Evaluator(Tagger.load(str(scratch / "checkpoint")), {}), ShardFolder.open(str(home / "shards" / "test"))
         )
         figures[method] = {}
         for split, values in measured.metrics["calibration"].items():
@@ -108,19 +110,19 @@ def calibrated(home: Path, config: QuickstartConfig, scratch: Path) -> dict[str,
 
 
 def shift(home: Path) -> dict[str, float]:
-    """Largest movement of any score by twenty more labels, in standard deviations of the scores of its picture."""
+    """Largest movement of any score by twenty more labels, in standard deviations of the scores of its image."""
     tagger = Tagger.load(str(home / "sigrl"))
     vocabulary = tagger.vocabulary
-    more = Vocabulary((*vocabulary.labels, *(Label(name=name, split="unseen") for name in UNRELATED)))
-    rows = Rows(ShardFolder.open(str(home / "shards" / "test")))
+    more = Vocabulary((*vocabulary.labels, *(Label(name=name, group="unseen") for name in UNRELATED)))
+    rows = ShardDataset(ShardFolder.open(str(home / "shards" / "test")))
     found: dict[str, list[np.ndarray]] = {"independent": [], "published": []}
-    for batch in batches_of(rows, tagger.recogniser.backbone.image_size):
-        tokens = tokens_of(tagger.recogniser, batch)
+    for batch in iterate_batches(rows, tagger.model.backbone.image_size):
+        tokens = compute_tokens(tagger.model, batch)
         for name, score in (("independent", tagger.logits), ("published", tagger.score)):
             before, after = score(tokens, vocabulary), score(tokens, more)[:, : len(vocabulary)]
             found[name].append(np.abs(after - before) / before.std(axis=1, keepdims=True))
     figures = {}
-    print(f"\n{len(UNRELATED)} unrelated labels more: scores move, in standard deviations over the labels of a picture")
+    print(f"\n{len(UNRELATED)} unrelated labels more: scores move, in standard deviations over the labels of an image")
     for name, parts in found.items():
         moved = np.concatenate(parts)
         figures |= {f"{name}_mean": float(moved.mean()), f"{name}_max": float(moved.max())}
@@ -142,7 +144,7 @@ def new_labels(home: Path, scratch: Path) -> dict[str, float]:
     tagged = tagged_rows(scratch / "tags")
     right = float(np.mean([tag["label"] in true[row["uri"]] for row in tagged for tag in row["tags"]]))
     chance = float(np.mean([[name in labels for name in names] for labels in true.values()]))
-    print(f"\n{len(names)} labels never trained on, the best {TAGS} of each picture by tag.py:")
+    print(f"\n{len(names)} labels never trained on, the best {TAGS} of each image by tag.py:")
     print(f"right {100 * right:.1f} %, by chance {100 * chance:.1f} %: {right / chance:.1f} times")
     figures = {"labels": len(names), "right": right, "chance": chance, "ratio": right / chance}
     return {key: round(value, 4) for key, value in figures.items()}

@@ -1,4 +1,4 @@
-"""The server beside its bare parts: decoding and forward passes of the same pictures on the same cores.
+"""The server beside its bare parts: decoding and forward passes of the same images on the same cores.
 
     python tests/bench/bench_serve.py [--out runs/bench_serve] [--quick]
 
@@ -6,10 +6,10 @@ Starts serve.py as users do, one replica with as many threads as there are cores
 process, on the same cores and at the same niceness. The bare parts are in a process of their own that does nothing
 else: it decodes in as many threads and sends batches of 32 through the model, with nobody asking.
 
-- throughput: clients that ask without a pause, 1, 8 and 64 of them, with one picture a request and with 16; in turns
-  with the bare parts. `of_bare_forward` is the best of these rates with ViT-B/16, and of 16 pictures a request with the
+- throughput: clients that ask without a pause, 1, 8 and 64 of them, with one image a request and with 16; in turns
+  with the bare parts. `of_bare_forward` is the best of these rates with ViT-B/16, and of 16 images a request with the
   quickstart model, / the bare rate.
-- `median_overhead_ms`: one picture with the quickstart model, asked of the server and given to the bare parts in turns;
+- `median_overhead_ms`: one image with the quickstart model, asked of the server and given to the bare parts in turns;
   the difference of the medians.
 - overload: four times the rate that the server keeps up with, for some seconds; what was not 200, 429 or 503 counts as
   `unexpected_failures`; `overload_p99_s` is of those that were answered.
@@ -55,24 +55,24 @@ BURST_SECONDS = 0.3
 
 
 def _bare(checkpoint: str, paths: list[Path], pipe: Connection) -> None:
-    """Answers `n`: seconds that n pictures take, decoded and tagged."""
+    """Answers `n`: seconds that n images take, decoded and tagged."""
     import torch
 
-    from sigrl_core.images import centre_crop_array
-    from sigrl_core.tagger import Tagger
+    from sigrl_core.data.images import centre_crop_array
+    from sigrl_core.inference.tagger import Tagger
 
     torch.set_num_threads(CORES)
-    tagger, pictures = Tagger.load(checkpoint), [path.read_bytes() for path in paths]
-    size, decoders = tagger.recogniser.backbone.image_size, ThreadPoolExecutor(CORES)
+    tagger, payloads = Tagger.load(checkpoint), [path.read_bytes() for path in paths]
+    size, decoders = tagger.model.backbone.image_size, ThreadPoolExecutor(CORES)
     while count := pipe.recv():
-        some = [pictures[number % len(pictures)] for number in range(count)]
+        some = [payloads[number % len(payloads)] for number in range(count)]
         started = time.perf_counter()
         batches = [some[start : start + BATCH] for start in range(0, count, BATCH)]
-        ahead = [decoders.submit(centre_crop_array, picture, size) for picture in batches[0]]
+        ahead = [decoders.submit(centre_crop_array, payload, size) for payload in batches[0]]
         for number in range(len(batches)):
             crops = [future.result() for future in ahead]
             if number + 1 < len(batches):
-                ahead = [decoders.submit(centre_crop_array, picture, size) for picture in batches[number + 1]]
+                ahead = [decoders.submit(centre_crop_array, payload, size) for payload in batches[number + 1]]
             tagger.tag(crops)
         pipe.send(time.perf_counter() - started)
 
@@ -101,7 +101,7 @@ def bare_parts(checkpoint: str, paths: list[Path]) -> Iterator[Any]:
 
 @contextmanager
 def served(checkpoint: str, out: Path) -> Iterator[str]:
-    flags = ["--checkpoint", checkpoint, "--port", str(PORT), "--cpus", str(CORES)]
+    flags = ["--checkpoint", checkpoint, "--port", str(PORT), "--cpus-per-worker", str(CORES)]
     flags += ["--requests-per-minute", "10000000", "--vocabularies", str(out / "vocabularies")]
     log = (out / "serve.log").open("w+")
     process = subprocess.Popen(
@@ -122,11 +122,11 @@ class Requests:
 
     def __init__(self, url: str, paths: list[Path], images: int) -> None:
         self.url, self.images, self.bodies = url, images, []
-        pictures = [path.read_bytes() for path in paths]
-        for start in range(0, len(pictures) - images + 1, images):
+        payloads = [path.read_bytes() for path in paths]
+        for start in range(0, len(payloads) - images + 1, images):
             parts = [
-                b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n' + picture + b"\r\n"
-                for picture in pictures[start : start + images]
+                b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n' + payload + b"\r\n"
+                for payload in payloads[start : start + images]
             ]
             self.bodies.append(b"".join(parts) + b"--x--\r\n")
 
@@ -146,7 +146,7 @@ class Requests:
         return status, time.perf_counter() - started
 
     async def closed(self, clients: int, seconds: float) -> tuple[float, Counter[int]]:
-        """Pictures a second that so many clients get answered. Answers come in bursts, a batch each; counted is what
+        """Images a second that so many clients get answered. Answers come in bursts, a batch each; counted is what
         comes after the first burst, over the time from that one to the last."""
         statuses, answered = Counter[int](), list[float]()
         end = time.perf_counter() + seconds

@@ -1,18 +1,18 @@
-"""Tagging a bucket beside its bare parts: GET, decode and forward pass, of the same pictures on the same cores.
+"""Tagging a bucket beside its bare parts: GET, decode and forward pass, of the same images on the same cores.
 
     python tests/bench/bench_tag.py [--out runs/bench_tag] [--quick]
 
 Reads from the real object store of ../shared, started here, whose processes share the cores. Two workers of one thread
 each, all at the same niceness. In turns, several rounds for the quickstart model and one for ViT-B/16, random weights:
 
-- bare forward: each of two processes tags pictures in memory already, cropped, in the same batches;
-- bare parts: one process gets, decodes and tags the pictures one stage after the other; CPU-seconds of each, those of
+- bare forward: each of two processes tags images in memory already, cropped, in the same batches;
+- bare parts: one process gets, decodes and tags the images one stage after the other; CPU-seconds of each, those of
   the store's processes included, since they run on the same cores;
 - ours: tag.py's own function over the bucket, by its run log: the rates of its workers together, each from the end of
   its first part to the end of its last, as the bare forward is warm and its processes end when they end too. What a
   first part takes more than the others is `warm_up_s`, how long one worker waits at the end for the other `tail_s`.
 
-`of_bare_forward` is our rate / that of the bare forward; `of_bare_sum` is our rate / (cores / CPU-seconds a picture of
+`of_bare_forward` is our rate / that of the bare forward; `of_bare_sum` is our rate / (cores / CPU-seconds an image of
 the bare parts). Where getting and decoding use the cores that the model wants, `of_bare_forward` cannot be more than
 `forward_share`, the forward pass's share of those CPU-seconds. Ends with one JSON line.
 """
@@ -35,16 +35,16 @@ os.environ |= {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
 
 import torch
 
-from sigrl_core import storage
-from sigrl_core.config import TagConfig
-from sigrl_core.decoding import centre_crop
-from sigrl_core.on_ray.tag import Workers, tag
-from sigrl_core.tagger import Tagger
+from sigrl_core.config import Resources, TagConfig
+from sigrl_core.data.transforms import centre_crop
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io import storage
+from sigrl_core.on_ray.tag import tag
 from tests.conftest import COCO160, untrained_checkpoint
 from tests.e2e.conftest import Store, started_store
 from tests.photographs import write_photographs
 
-WORKERS, BATCH, ROWS_PER_PART = 2, 32, TagConfig.rows_per_part
+WORKERS, BATCH, ROWS_PER_PART = 2, 32, TagConfig.rows_per_shard
 
 
 def checkpoint_of(name: str, out: Path) -> str:
@@ -55,11 +55,11 @@ def checkpoint_of(name: str, out: Path) -> str:
     return str(folder)
 
 
-def _forward(checkpoint: str, pictures: list[bytes], ready, told) -> None:
+def _forward(checkpoint: str, images: list[bytes], ready, told) -> None:
     torch.set_num_threads(1)
     tagger = Tagger.load(checkpoint)
-    size = tagger.recogniser.backbone.image_size
-    crops = [centre_crop(picture, size) for picture in pictures]
+    size = tagger.model.backbone.image_size
+    crops = [centre_crop(image, size) for image in images]
     tagger.tag(crops[:BATCH])
     ready.wait()
     started = time.monotonic()
@@ -68,11 +68,11 @@ def _forward(checkpoint: str, pictures: list[bytes], ready, told) -> None:
     told.put(len(crops) / (time.monotonic() - started))
 
 
-def bare_forward(checkpoint: str, pictures: list[bytes]) -> float:
-    """Pictures a second of two processes."""
+def bare_forward(checkpoint: str, images: list[bytes]) -> float:
+    """Images a second of two processes."""
     context = multiprocessing.get_context("spawn")
     ready, told = context.Barrier(WORKERS), context.Queue()
-    halves = [pictures[rank::WORKERS] for rank in range(WORKERS)]
+    halves = [images[rank::WORKERS] for rank in range(WORKERS)]
     processes = [context.Process(target=_forward, args=(checkpoint, half, ready, told)) for half in halves]
     for process in processes:
         process.start()
@@ -83,14 +83,14 @@ def bare_forward(checkpoint: str, pictures: list[bytes]) -> float:
 
 
 def bare_parts(checkpoint: str, bucket: str, keys: list[str], store: Store) -> dict[str, float]:
-    """CPU-seconds a picture: GET, with the store's, decode, forward."""
+    """CPU-seconds an image: GET, with the store's, decode, forward."""
     tagger = Tagger.load(checkpoint)
-    size = tagger.recogniser.backbone.image_size
+    size = tagger.model.backbone.image_size
     storage.read_bytes(f"{bucket}/{keys[0]}")
     begun, of_store = time.process_time(), cpu_seconds(store)
-    pictures = [storage.read_bytes(f"{bucket}/{key}") for key in keys]
+    images = [storage.read_bytes(f"{bucket}/{key}") for key in keys]
     got, of_store = time.process_time(), cpu_seconds(store) - of_store
-    crops = [centre_crop(picture, size) for picture in pictures]
+    crops = [centre_crop(image, size) for image in images]
     decoded = time.process_time()
     for start in range(0, len(crops), BATCH):
         tagger.tag(crops[start : start + BATCH])
@@ -111,11 +111,11 @@ def cpu_seconds(store: Store) -> float:
     return spent
 
 
-def ours(checkpoint: str, bucket: str, out: str, rows_per_part: int) -> dict[str, float]:
-    """Pictures a second of two workers that are warm, how much longer the first part of each takes, and how much later
+def ours(checkpoint: str, bucket: str, out: str, rows_per_shard: int) -> dict[str, float]:
+    """Images a second of two workers that are warm, how much longer the first part of each takes, and how much later
     the last one ends."""
-    config = TagConfig(checkpoint=checkpoint, images=bucket, out=out, batch_size=BATCH, rows_per_part=rows_per_part)
-    manifest = tag(config, Workers(most=WORKERS))
+    config = TagConfig(checkpoint=checkpoint, images=bucket, out=out, batch_size=BATCH, rows_per_shard=rows_per_shard)
+    manifest = tag(config, Resources(num_workers=WORKERS))
     of_worker: dict[int, list[tuple[float, float, int]]] = {}
     lines = storage.read_bytes(f"{out}/run_log.jsonl").splitlines()
     for line, file in zip(map(json.loads, lines), manifest["files"], strict=True):
@@ -134,14 +134,14 @@ def ours(checkpoint: str, bucket: str, out: str, rows_per_part: int) -> dict[str
 def measured(name: str, bucket: str, keys: list[str], store: Store, out: Path, rounds: int) -> dict[str, float]:
     """All figures of one backbone."""
     checkpoint, found = checkpoint_of(name, out), dict[str, list[float]]()
-    pictures = [storage.read_bytes(f"{bucket}/{key}") for key in keys]
-    rows_per_part = min(ROWS_PER_PART, len(keys) // 8)
+    images = [storage.read_bytes(f"{bucket}/{key}") for key in keys]
+    rows_per_shard = min(ROWS_PER_PART, len(keys) // 8)
     for number in range(rounds):
         told = bare_parts(checkpoint, bucket, keys[: len(keys) // 4], store)
         spent = sum(told.values())
         told["forward_share"] = told["forward"] / spent
-        told["bare_forward"] = bare_forward(checkpoint, pictures)
-        told |= ours(checkpoint, bucket, f"s3://tags/{name}{time.time_ns()}", rows_per_part)
+        told["bare_forward"] = bare_forward(checkpoint, images)
+        told |= ours(checkpoint, bucket, f"s3://tags/{name}{time.time_ns()}", rows_per_shard)
         told["of_bare_forward"] = told["ours"] / told["bare_forward"]
         told["of_bare_sum"] = told["ours"] * spent / min(WORKERS, os.cpu_count() or 1)
         print(f"{name}, round {number + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in told.items()), flush=True)

@@ -2,10 +2,10 @@
 
     python tests/bench/bench_train.py [--out runs/bench_train] [--quick]
 
-Two workers on one thread each, both at the same niceness, on pictures of the built-in corpus. In turns, several rounds:
+Two workers on one thread each, both at the same niceness, on images of the built-in corpus. In turns, several rounds:
 
 - bare decode: each process decodes and augments its half of every batch, nothing else;
-- bare step: the plain loop (forward, loss, backward, AdamW) on those pictures, in memory already,
+- bare step: the plain loop (forward, loss, backward, AdamW) on those images, in memory already,
   before and after ours, since the machine changes its speed from minute to minute;
 - ours: train.py's own loop on shards, epochs after the first, by what it writes into metrics.jsonl;
 - bare head and ours from the cache: the same two with every block frozen, on features: theirs lie in memory as 32-bit
@@ -38,18 +38,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sigrl_core.batches import Batch, Rows, Slice, read_batch
-from sigrl_core.checkpoint import save_clip
-from sigrl_core.config import BackboneConfig, CacheFeaturesConfig, RunConfig, ScaleConfig
-from sigrl_core.config_json import from_json, to_json
-from sigrl_core.losses import Known, WholeBatch, distillation, get_loss
+from sigrl_core.config import BackboneConfig, CacheFeaturesConfig, Resources, RunConfig
+from sigrl_core.config.json import from_json, to_json
+from sigrl_core.config.presets import get_preset
+from sigrl_core.data.dataset import Batch, RankShard, ShardDataset, read_batch
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.model.backbone import load_backbone
-from sigrl_core.model.recogniser import Recogniser
+from sigrl_core.model.checkpoint import save_clip
+from sigrl_core.model.model import SigRLModel
 from sigrl_core.on_ray.cache_features import cache_features
 from sigrl_core.on_ray.train import train
-from sigrl_core.optim import parameter_groups
-from sigrl_core.presets import get_preset
-from sigrl_core.records import ShardFolder
+from sigrl_core.training.losses import BatchReducer, Targets, distillation, get_loss
+from sigrl_core.training.optim import parameter_groups
 from tests.drawn import drawn_shards, write_drawn
 
 WORKERS = 2
@@ -61,12 +61,12 @@ WORKERS = 2
 class Plain(nn.Module):
     """Logits and class token of a batch, in one module for DistributedDataParallel."""
 
-    def __init__(self, recogniser: Recogniser) -> None:
+    def __init__(self, model: SigRLModel) -> None:
         super().__init__()
-        self.recogniser = recogniser
+        self.model = model
 
     def forward(self, tokens_BNW, asked):
-        return self.recogniser(tokens_BNW, asked)
+        return self.model(tokens_BNW, asked)
 
 
 def bare(config: RunConfig, data: str, steps: int, out: Path) -> tuple[float, float]:
@@ -82,19 +82,19 @@ def _bare(rank: int, config_json: str, data: str, steps: int, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=WORKERS)
     config, folder = from_json(RunConfig, config_json, "bench"), ShardFolder.open(data)
     seen = folder.vocabulary.positions("seen")
-    rows = Rows(folder, "train", seen)
-    recogniser = Recogniser.start(load_backbone(config.backbone), config, folder.vocabulary).train()
-    learner = nn.parallel.DistributedDataParallel(Plain(recogniser))
-    optimiser = torch.optim.AdamW(parameter_groups(recogniser, config.optim), lr=config.optim.lr)
-    asked, loss_of = recogniser.ask(folder.vocabulary.subset("seen")), get_loss(config.loss.kind)
-    size, order = config.training.batch_size, rows.order(0, 0)
+    rows = ShardDataset(folder, "train", seen)
+    model = SigRLModel.start(load_backbone(config.backbone), config, folder.vocabulary).train()
+    learner = nn.parallel.DistributedDataParallel(Plain(model))
+    optimiser = torch.optim.AdamW(parameter_groups(model, config.optim), lr=config.optim.lr)
+    asked, loss_of = model.encode_labels(folder.vocabulary.subset("seen")), get_loss(config.loss.kind)
+    size, order = config.training.batch_size, rows.epoch_order(0, 0)
     mine = [
-        Slice(rank=rank, workers=WORKERS).of(order[start : start + size])
+        RankShard(rank=rank, world_size=WORKERS).take(order[start : start + size])
         for start in np.arange(steps) * size % (len(order) - size)
     ]
 
     def decode(numbers: np.ndarray) -> Batch:
-        return read_batch(rows, numbers, recogniser.backbone.image_size, config.training.augment, (0, 0))
+        return read_batch(rows, numbers, model.backbone.image_size, config.training.augment, (0, 0))
 
     decode(mine[0])  # the first shards are read
     dist.barrier()
@@ -109,14 +109,14 @@ def _bare(rank: int, config_json: str, data: str, steps: int, out: str) -> None:
         with torch.no_grad():
             if batch.tokens_BNW is None:
                 assert batch.pixels_BHWC is not None
-                tokens_BNW = recogniser.backbone.encode_frozen(batch.pixels_BHWC)
+                tokens_BNW = model.backbone.forward_frozen(batch.pixels_BHWC)
             else:
                 tokens_BNW = batch.tokens_BNW
-            teacher_BD = recogniser.teacher(tokens_BNW)[0]
-        recognised = learner(tokens_BNW, asked)
-        known = Known(states_BC=batch.states_BC[:, seen])
-        loss = loss_of(recognised.scores.logits_BC, known, config.loss, WholeBatch())
-        loss = loss + config.loss.distillation * distillation(recognised.glob_BD, teacher_BD).mean()
+            teacher_BD = model.teacher(tokens_BNW)[0]
+        output = learner(tokens_BNW, asked)
+        known = Targets(states_BC=batch.states_BC[:, seen])
+        loss = loss_of(output.scores.logits_BC, known, config.loss, BatchReducer())
+        loss = loss + config.loss.distillation * distillation(output.cls_BD, teacher_BD).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -138,10 +138,10 @@ def _bare(rank: int, config_json: str, data: str, steps: int, out: str) -> None:
 def ours(config: RunConfig, data: str, out: Path) -> tuple[float, list[float], float]:
     """Seconds of a step over all epochs but the first, peak MB after each, and the share of time waited for data."""
     shutil.rmtree(out, ignore_errors=True)
-    train(config, ScaleConfig(workers=WORKERS), data, None, str(out))
+    train(config, data, str(out), resources=Resources(num_workers=WORKERS))
     epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     folder = ShardFolder.open(data)
-    rows = len(Rows(folder, "train", folder.vocabulary.positions("seen")))
+    rows = len(ShardDataset(folder, "train", folder.vocabulary.positions("seen")))
     steps = -(-rows // config.training.batch_size)
     seconds = sum(epoch["train/seconds"] for epoch in epochs[1:])
     waited = sum(epoch["train/data_wait_s"] for epoch in epochs[1:])
@@ -152,7 +152,7 @@ def ours(config: RunConfig, data: str, out: Path) -> tuple[float, list[float], f
 
 
 def shards(out: Path, count: int, size: int) -> str:
-    """Drawn pictures of the built-in corpus as shards, made once."""
+    """Drawn images of the built-in corpus as shards, made once."""
     corpus = out / f"corpus_{count}_{size}"
     write_drawn(corpus, count, size)
     return str(drawn_shards(corpus, size, validation_fraction=0.02))
@@ -172,7 +172,7 @@ def measured(config: RunConfig, name: str, data: str, out: Path, rounds: int, st
         training=replace(config.training, augment="none"),
     )
     features = str(out / f"features_{name}")
-    cache_features(CacheFeaturesConfig(data=data, out=features, backbone=head.backbone), workers=WORKERS)
+    cache_features(CacheFeaturesConfig(data=data, out=features, backbone=head.backbone), Resources(num_workers=WORKERS))
     found: dict[str, list[float]] = {}
     for number in range(rounds):
         told: dict[str, float] = {}
@@ -204,7 +204,7 @@ def main() -> None:
     preset = get_preset("quickstart")
     config = replace(
         preset,
-        training=replace(preset.training, epochs=4, hold_features=False, augment="crop_flip", batch_size=32),
+        training=replace(preset.training, epochs=4, cache_features_in_memory=False, augment="crop_flip", batch_size=32),
     )
     data = shards(out, 1000, 96)
     figures: dict[str, object] = measured(config, "toybox-vit", data, out, 1 if arguments.quick else 3, 40)
@@ -213,7 +213,7 @@ def main() -> None:
     figures["memory_growth"] = round(memory[-1] / memory[2] - 1, 4)
     print(f"peak MB of a worker after epochs 1, 3, 10, 20: {[round(memory[n]) for n in (0, 2, 9, 19)]}", flush=True)
     if not arguments.quick:
-        published = replace(config.backbone, frozen_blocks=get_preset("clip_zero_shot").backbone.frozen_blocks)
+        published = replace(config.backbone, frozen_blocks=get_preset("published").backbone.frozen_blocks)
         large = replace(config, backbone=published, training=replace(config.training, epochs=2))
         figures["ViT-B-16"] = measured(large, "ViT-B-16", shards(out, 140, 224), out, 1, 4)
     print(json.dumps({**figures, "workers": WORKERS, "cores": os.cpu_count()}))

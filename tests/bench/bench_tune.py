@@ -2,14 +2,14 @@
 
     python tests/bench/bench_tune.py [--out runs/bench_tune] [--quick]
 
-Both search quickstart's head on features of the small CLIP, trained on 200 pictures and measured on 200 others: 24
+Both search quickstart's head on features of the small CLIP, trained on 200 images and measured on 200 others: 24
 trials of 9 epochs, on as many processes as there are cores, once for each of three seeds. ASHA with TPE starts from the
 preset, as searches do. Random search starts from nothing and runs every trial to its end. `epochs_saved` is how many
 times fewer epochs ASHA with TPE had run when it had an objective as good as the best of random search, less the spread
 of that configuration over training seeds; 0 where it never had. Its median over the seeds is the figure.
 
 The best configuration of ASHA with TPE is then trained on all seen labels with three seeds, as is the preset at the
-same length, and both are measured on the test pictures and the unseen labels, which no search has seen.
+same length, and both are measured on the test images and the unseen labels, which no search has seen.
 --quick takes one seed and a smaller corpus, some minutes on two cores. Goes on where it stopped; ends with one JSON
 line.
 """
@@ -27,27 +27,27 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sigrl_core.checkpoint import is_checkpoint
-from sigrl_core.config import CacheFeaturesConfig, QuickstartConfig, RunConfig, SearchConfig
-from sigrl_core.evaluation import Comparison, evaluate
-from sigrl_core.experiment import Experiment
+from sigrl_core.config import CacheFeaturesConfig, QuickstartConfig, Resources, RunConfig, SearchConfig
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.evaluation.evaluator import Evaluator, evaluate
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.model.checkpoint import is_checkpoint
 from sigrl_core.on_ray.cache_features import cache_features
-from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.on_ray.preprocess import preprocess
 from sigrl_core.on_ray.quickstart import make_data, preprocess_config, run_config
-from sigrl_core.on_ray.tune import Places, search
-from sigrl_core.records import ShardFolder
+from sigrl_core.on_ray.tune import search
 from sigrl_core.report.search import write_search_page
-from sigrl_core.search import Search, Trial, held_out_labels
-from sigrl_core.search_space import SearchSpace
-from sigrl_core.tagger import Tagger
-from sigrl_core.training import SELECTION, Metrics, TrainingState
+from sigrl_core.search.space import SearchSpace
+from sigrl_core.search.study import Study, Trial, choose_held_out_labels
+from sigrl_core.training.state import MONITOR, Metrics, TrainingState
+from sigrl_core.training.trainer import Trainer
 
 TRIALS, EPOCHS, RETRAINED = 24, 9, 3
 HOW: dict[str, dict[str, Any]] = {"random": {"sampler": "random", "scheduler": "none"}, "asha_tpe": {}}
 APART = 100  # between the seeds of the two: TPE's first trials are random ones, and shall not be the other's
 
 
-def best_of(search: Search) -> Trial:
+def best_of(search: Study) -> Trial:
     assert search.best is not None
     return search.best
 
@@ -58,16 +58,16 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 def spread(config: RunConfig, data: str) -> float:
     """Standard deviation of a configuration's objective over training seeds."""
-    held_out, found = held_out_labels(ShardFolder.open(data).vocabulary, SearchConfig().held_out), []
+    held_out, found = choose_held_out_labels(ShardFolder.open(data).vocabulary, SearchConfig().held_out), []
     for seed in range(RETRAINED):
         told: list[float] = []
-        experiment = Experiment(with_seed(config, seed), data, held_out=held_out, objective="gzsl.map")
-        experiment.fit(lambda metrics, state, told=told: told.append((metrics or {})[SELECTION]))
+        experiment = Trainer(with_seed(config, seed), data, held_out=held_out, objective="gzsl.map")
+        experiment.fit(lambda metrics, state, told=told: told.append((metrics or {})[MONITOR]))
         found.append(max(told))
     return statistics.stdev(found)
 
 
-def epochs_until(found: Search, target: float) -> int | None:
+def epochs_until(found: Study, target: float) -> int | None:
     """Epochs of all trials up to the first that is as good, in the order of proposal."""
     total = 0
     for trial in found.ended:
@@ -78,20 +78,20 @@ def epochs_until(found: Search, target: float) -> int | None:
 
 
 def on_test(config: RunConfig, data: str, test: str, out: Path) -> list[float]:
-    """GZSL mAP of each seed, of the best epoch on held-out pictures."""
+    """GZSL mAP of each seed, of the best epoch on held-out images."""
     found = []
     for seed in range(RETRAINED):
         folder = out / f"{seed}"
         if not is_checkpoint(str(folder / "checkpoint")):
             folder.mkdir(parents=True, exist_ok=True)
-            experiment = Experiment(with_seed(config, seed), data)
+            experiment = Trainer(with_seed(config, seed), data)
 
             def report(metrics: Metrics | None, state: TrainingState, folder=folder, experiment=experiment) -> None:
                 if state.best[1] == state.epoch:
                     experiment.save_checkpoint(folder, {"selected": metrics})
 
             experiment.fit(report)
-        evaluation = evaluate(Comparison(Tagger.load(str(folder)), {}), ShardFolder.open(test))
+        evaluation = evaluate(Evaluator(Tagger.load(str(folder)), {}), ShardFolder.open(test))
         found.append(evaluation.metrics["rows"][0]["gzsl"]["map"])
     return found
 
@@ -107,7 +107,7 @@ def main() -> None:
     corpus = QuickstartConfig(out=str(out / "corpus"), **sizes)
     made = make_data(corpus)
     base = run_config("quickstart", corpus)
-    base = replace(base, training=replace(base.training, epochs=EPOCHS, hold_features=False))
+    base = replace(base, training=replace(base.training, epochs=EPOCHS, cache_features_in_memory=False))
     preprocess(
         replace(
             preprocess_config(made, "labelled", "seen"), out=str(made / "shards" / "searched"), validation_fraction=0.5
@@ -117,12 +117,13 @@ def main() -> None:
     for part in ("searched", "test"):
         features[part] = str(out / "features" / part)
         cache_features(
-            CacheFeaturesConfig(data=str(made / "shards" / part), out=features[part], backbone=base.backbone), workers=2
+            CacheFeaturesConfig(data=str(made / "shards" / part), out=features[part], backbone=base.backbone),
+            Resources(num_workers=2),
         )
     rows = []
     for seed in range(1 if arguments.quick else 3):
         row: dict[str, Any] = {"seed": seed}
-        found: dict[str, Search] = {}
+        found: dict[str, Study] = {}
         for number, (name, how) in enumerate(HOW.items()):
             config = SearchConfig(trials=TRIALS, seed=seed + APART * number, **how)
             started = time.monotonic()
@@ -130,11 +131,9 @@ def main() -> None:
                 config,
                 base,
                 SearchSpace(),
-                Places(),
                 features["searched"],
-                None,
                 str(out / f"{name}_{seed}"),
-                write_search_page,
+                finish=write_search_page,
             )
             row[f"{name}_s"] = round(time.monotonic() - started)
             row[f"{name}_epochs"] = sum(len(trial.epochs) for trial in found[name].ended)
@@ -153,7 +152,7 @@ def main() -> None:
         "preset": on_test(base, features["searched"], features["test"], out / "retrained" / "preset"),
     }
     for name, values in measured.items():
-        print(f"{name} on the test pictures, GZSL mAP: {', '.join(f'{value:.4f}' for value in values)}")
+        print(f"{name} on the test images, GZSL mAP: {', '.join(f'{value:.4f}' for value in values)}")
     figures = {
         "epochs_saved": round(statistics.median(row["epochs_saved"] for row, _ in rows), 2),
         "searches": [row for row, _ in rows],

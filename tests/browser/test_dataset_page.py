@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from sigrl_core.records import ShardFolder
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.report.dataset import write_dataset_page
 from tests.browser.conftest import (
-    PICTURES,
+    IMAGES,
     Visit,
     assert_light_and_dark_can_be_read,
     assert_no_sideways_scrolling,
@@ -36,7 +36,7 @@ STRANGE = [
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """1,000 labels in 60 pictures, one of them a strip; 100 labels never occur, and some are unknown."""
+    """A page with 1,000 labels in 60 images, one of them a strip; 100 labels never occur, and some are unknown."""
     names = [*STRANGE, *(f"label {c}" for c in range(992 - 100))]
     vocabulary = vocabulary_of(names, [f"unseen label {c}" for c in range(100)])
     rng = np.random.default_rng(0)
@@ -62,9 +62,9 @@ def test_it_is_one_file_that_runs_nothing(browser: Browser, address: str) -> Non
 
 def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> None:
     page = Visit(browser, address).page
-    pictures = page.evaluate(PICTURES)
-    assert len(pictures) == 24
-    assert all(width > 0 and text for width, text in pictures)
+    images = page.evaluate(IMAGES)
+    assert len(images) == 24
+    assert all(width > 0 and text for width, text in images)
     assert max(page.evaluate("[...document.images].map(image => image.getBoundingClientRect().height)")) < 200
     assert page.locator("h1, h2").count() == 8
     links = page.evaluate(

@@ -8,11 +8,12 @@ from playwright.sync_api import Browser
 
 from sigrl_core.report.evaluation import write_report
 from tests.browser.conftest import (
-    PICTURES,
+    IMAGES,
     Visit,
     assert_light_and_dark_can_be_read,
     assert_no_sideways_scrolling,
     assert_one_file_that_runs_nothing,
+    serious_violations,
 )
 
 pytestmark = pytest.mark.browser
@@ -47,9 +48,9 @@ def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> Non
         "SigRL", "SigRL, any vocabulary", "MKT-style", "CLIP, global", "CLIP, global + local",
     ]  # fmt: skip
     assert page.locator(".headline tbody tr").first.locator("td").count() == 8
-    pictures = page.evaluate(PICTURES)
-    assert len(pictures) == 24 + 4 + 4 * 3  # with tags, and four with a heat map for each of three labels
-    assert all(width > 0 and alt for width, alt in pictures)
+    images = page.evaluate(IMAGES)
+    assert len(images) == 24 + 4 + 4 * 3  # with tags, and four with a heat map for each of three labels
+    assert all(width > 0 and alt for width, alt in images)
     headings = page.locator("h1, h2").all_inner_texts()
     assert headings[0] == "SigRL evaluation"
     assert len(headings) == 10
@@ -68,6 +69,10 @@ def test_texts_fit_into_the_boxes_of_the_graph(browser: Browser, address: str) -
     )
     assert len(room) == 72
     assert min(room) > 2
+
+
+def test_axe_finds_nothing_serious(browser: Browser, address: str) -> None:
+    assert serious_violations(Visit(browser, address).page) == []
 
 
 def test_light_and_dark_differ_and_both_can_be_read(browser: Browser, address: str) -> None:

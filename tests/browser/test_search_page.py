@@ -9,8 +9,9 @@ from tests.browser.conftest import (
     assert_light_and_dark_can_be_read,
     assert_no_sideways_scrolling,
     assert_one_file_that_runs_nothing,
+    serious_violations,
 )
-from tests.searches import go_on, opened
+from tests.searches import open_study, run_trials
 
 pytestmark = pytest.mark.browser
 
@@ -20,8 +21,8 @@ TRIALS = 24
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("search")
-    search = opened(root, trials=TRIALS)
-    go_on(search, TRIALS)
+    search = open_study(root, trials=TRIALS)
+    run_trials(search, TRIALS)
     write_search_page(search)
     return (root / "search.html").as_uri()
 
@@ -38,8 +39,8 @@ def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> Non
     by_trial, by_epoch, values = (charts.nth(number) for number in range(3))
     scored = TRIALS * 3 // 4  # but for those that failed
     assert by_trial.locator("circle").count() == 2 * scored  # and the best so far
-    assert by_epoch.locator("path:not(.grid)").count() == scored
-    assert values.locator("path:not(.grid)").count() == scored
+    assert by_epoch.locator("g:not(.grid) path").count() == scored
+    assert values.locator("g:not(.grid) path").count() == scored
     assert "optim.lr" in (values.text_content() or "")
     shares = [float(text.rstrip(" %")) for text in page.locator(".bars .value").all_inner_texts()]
     assert shares == sorted(shares, reverse=True)
@@ -51,6 +52,10 @@ def test_what_a_reader_looks_for_is_there(browser: Browser, address: str) -> Non
     assert len(objectives) == scored
     links = page.evaluate("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
     assert links == [True] * 6
+
+
+def test_axe_finds_nothing_serious(browser: Browser, address: str) -> None:
+    assert serious_violations(Visit(browser, address).page) == []
 
 
 def test_light_and_dark_differ_and_both_can_be_read(browser: Browser, address: str) -> None:

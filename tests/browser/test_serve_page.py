@@ -1,4 +1,4 @@
-"""The server's page in a real Chromium: pictures in, tags out, by mouse and by keyboard, light and dark."""
+"""The server's page in a real Chromium: images in, tags out, by mouse and by keyboard, light and dark."""
 
 import json
 import threading
@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from sigrl_core.config.stages import ServeConfig
 from sigrl_core.demo import toybox
 from sigrl_core.serving.keys import ApiKeys, add_key
-from sigrl_core.serving.settings import ServeConfig
-from tests.browser.conftest import LEAST_CONTRAST, Visit
+from tests.browser.conftest import MIN_CONTRAST, Visit, serious_violations
 from tests.conftest import calibrated_checkpoint, untrained_checkpoint
 from tests.serving import app_of
 
@@ -56,52 +55,47 @@ def site(config: ServeConfig) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, paths = tmp_path_factory.mktemp("pictures"), []
-    for number, picture in enumerate(toybox.pictures("test", range(3), size=160, seed=1)):
+    for number, image in enumerate(toybox.scenes("test", range(3), size=160, seed=1)):
         paths.append(folder / f"<b>{number}&amp;.jpg")
-        paths[-1].write_bytes(picture.jpeg)
+        paths[-1].write_bytes(image.jpeg)
     return paths
 
 
 def upload(page: Page, paths: list[Path]) -> None:
     page.locator("#files").set_input_files([str(path) for path in paths])
-    expect(page.locator("#status")).to_contain_text(f"for {len(paths)} picture")
+    expect(page.locator("#status")).to_contain_text(f"for {len(paths)} image")
 
 
-def serious(page: Page) -> list[str]:
-    found = Axe().run(page).response["violations"]
-    return [each["id"] for each in found if each["impact"] in ("serious", "critical")]
-
-
-def test_pictures_in_and_tags_out(browser: Browser, site: Site, pictures: list[Path]) -> None:
+def test_images_in_and_tags_out(browser: Browser, site: Site, images: list[Path]) -> None:
     visit = Visit(browser, site.address)
     page = visit.page
     expect(page.locator("#model")).to_contain_text("66 labels, calibrated")
-    upload(page, pictures)
+    upload(page, images)
     assert page.locator(".result").count() == 3
     assert page.locator("h3").nth(0).inner_text() == "<b>0&amp;.jpg"
     shares = [int(text.split()[0]) for text in page.locator(".result").nth(0).locator(".value").all_inner_texts()]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] >= 50  # where the slider stands
     assert not [url for url in visit.requests if not url.startswith((site.address, "blob:", "data:"))]
-    assert visit.complaints == []
+    assert visit.messages == []
 
 
-def test_pictures_that_come_before_the_model_is_known(browser: Browser, site: Site, pictures: list[Path]) -> None:
+def test_images_that_come_before_the_model_is_known(browser: Browser, site: Site, images: list[Path]) -> None:
     page, held = Visit(browser, "about:blank").page, []
     page.route("**/v1/model", lambda route: held.append(route))  # Playwright takes no built-in
     page.goto(site.address)
-    page.locator("#files").set_input_files([str(pictures[0])])
+    page.locator("#files").set_input_files([str(images[0])])
     page.wait_for_timeout(500)
     held[0].continue_()
-    expect(page.locator("#status")).to_contain_text("for 1 picture")
+    expect(page.locator("#status")).to_contain_text("for 1 image")
     assert "%" in page.locator(".value").first.inner_text()
 
 
-def test_the_slider_shows_more_and_fewer(browser: Browser, site: Site, pictures: list[Path]) -> None:
+def test_the_slider_shows_more_and_fewer(browser: Browser, site: Site, images: list[Path]) -> None:
     page = Visit(browser, site.address).page
-    upload(page, pictures)
+    upload(page, images)
     counts = []
     for least in ("0", "0.5", "0.9", "1"):
         page.locator("#threshold").fill(least)
@@ -110,20 +104,20 @@ def test_the_slider_shows_more_and_fewer(browser: Browser, site: Site, pictures:
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 3 * 30
     assert counts[0] > counts[2] >= counts[3] == 0
-    expect(page.locator(".result").first).to_contain_text("No tag reaches the threshold")
+    expect(page.locator(".result").first).to_contain_text("No tag reaches the minimum score")
 
 
-def test_labels_of_ones_own(browser: Browser, site: Site, pictures: list[Path]) -> None:
+def test_labels_of_ones_own(browser: Browser, site: Site, images: list[Path]) -> None:
     page = Visit(browser, site.address).page
     page.locator("#labels").fill("a ball\n a kite \n\nÄpfel & <i>Birnen</i>")
     page.locator("#threshold").fill("0")
-    upload(page, pictures[:1])
+    upload(page, images[:1])
     assert set(page.locator(".name").all_inner_texts()) == {"a ball", "a kite", "Äpfel & <i>Birnen</i>"}
-    expect(page.locator("#status")).to_contain_text("of 3 labels asked")
+    expect(page.locator("#status")).to_contain_text("from 3 labels")
     page.locator("#own").click()
     assert len(page.locator("#labels").input_value().splitlines()) == 66
     page.locator("#again").click()
-    expect(page.locator("#status")).to_contain_text("of 66 labels asked")
+    expect(page.locator("#status")).to_contain_text("from 66 labels")
 
 
 DRAWN = "canvas => canvas.width ? [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]" \
@@ -131,10 +125,10 @@ DRAWN = "canvas => canvas.width ? [...canvas.getContext('2d').getImageData(0, 0,
 """Pixels of a canvas that show anything."""
 
 
-def test_where_a_tag_fits_by_mouse_and_by_keyboard(browser: Browser, site: Site, pictures: list[Path]) -> None:
+def test_where_a_tag_fits_by_mouse_and_by_keyboard(browser: Browser, site: Site, images: list[Path]) -> None:
     page = Visit(browser, site.address).page
     page.locator("#threshold").fill("0")
-    upload(page, pictures[:1])
+    upload(page, images[:1])
     canvas, tag = page.locator("canvas"), page.locator(".tag").first
     assert canvas.evaluate(DRAWN) == 0
     tag.hover()
@@ -151,86 +145,86 @@ def test_where_a_tag_fits_by_mouse_and_by_keyboard(browser: Browser, site: Site,
     assert canvas.evaluate(DRAWN) > 1000  # it stays
 
 
-def test_copied_as_json(browser: Browser, site: Site, pictures: list[Path]) -> None:
+def test_copied_as_json(browser: Browser, site: Site, images: list[Path]) -> None:
     page = Visit(browser, site.address).page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    upload(page, pictures[:2])
+    upload(page, images[:2])
     page.locator("#copy").click()
     expect(page.locator("#status")).to_have_text("Copied.")
     copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
-    assert [each["picture"] for each in copied["results"]] == [path.name for path in pictures[:2]]
+    assert [each["image"] for each in copied["results"]] == [path.name for path in images[:2]]
     assert all("heatmap" not in tag for each in copied["results"] for tag in each["tags"])
 
 
-def test_what_goes_wrong_is_said(browser: Browser, site: Site, pictures: list[Path], tmp_path: Path) -> None:
+def test_what_goes_wrong_is_said(browser: Browser, site: Site, images: list[Path], tmp_path: Path) -> None:
     page = Visit(browser, site.address).page
-    (tmp_path / "notes.jpg").write_text("not a picture")
-    upload(page, [pictures[0], tmp_path / "notes.jpg"])
-    expect(page.locator(".result").nth(1)).to_contain_text("This is no picture.")
+    (tmp_path / "notes.jpg").write_text("not an image")
+    upload(page, [images[0], tmp_path / "notes.jpg"])
+    expect(page.locator(".result").nth(1)).to_contain_text("The file is not an image.")
     upload(page, [tmp_path / "notes.jpg"])
-    expect(page.locator(".result")).to_contain_text("This is no picture.")
+    expect(page.locator(".result")).to_contain_text("The file is not an image.")
     page.locator("#labels").fill("a\na")
     page.locator("#again").click()
     expect(page.locator("#problem")).to_contain_text("listed twice: a")
     assert page.locator(".result").count() == 0
     page.locator("#labels").fill("")
-    page.locator("#files").set_input_files([str(pictures[0])] * 5)
-    expect(page.locator("#problem")).to_contain_text("5 are given; at most 4")
+    page.locator("#files").set_input_files([str(images[0])] * 5)
+    expect(page.locator("#problem")).to_contain_text("found 5, expected at most 4")
     page.route("**/v1/tag", lambda route: route.abort())
     page.locator("#again").click()
     expect(page.locator("#problem")).to_contain_text("does not answer")
 
 
-def test_a_key_is_asked_for(browser: Browser, config: ServeConfig, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_key_is_asked_for(browser: Browser, config: ServeConfig, images: list[Path], tmp_path: Path) -> None:
     key = add_key(str(tmp_path / "keys.json"), "alice")
     site = Site(config, ApiKeys.load(str(tmp_path / "keys.json")))
     try:
         page = Visit(browser, site.address).page
-        expect(page.locator("#problem")).to_contain_text("a key is wanted")
+        expect(page.locator("#problem")).to_contain_text("API key required")
         page.locator("#key").fill("wrong")
         page.locator("#key-use").click()
-        expect(page.locator("#problem")).to_contain_text("unknown key")
+        expect(page.locator("#problem")).to_contain_text("unknown API key")
         page.locator("#key").fill(key)
         page.locator("#key-use").click()
         expect(page.locator("#model")).to_contain_text("66 labels")
         expect(page.locator("#key-field")).to_be_hidden()
-        upload(page, pictures[:1])
+        upload(page, images[:1])
     finally:
         site.stop()
 
 
 def test_scores_that_are_no_probabilities(
-    browser: Browser, config: ServeConfig, pictures: list[Path], tmp_path: Path
+    browser: Browser, config: ServeConfig, images: list[Path], tmp_path: Path
 ) -> None:
     site = Site(replace(config, checkpoint=str(untrained_checkpoint(tmp_path / "plain"))))
     try:
         page = Visit(browser, site.address).page
         expect(page.locator("#model")).to_contain_text("not calibrated")
-        upload(page, pictures[:1])
+        upload(page, images[:1])
         assert "%" not in page.locator(".value").first.inner_text()
     finally:
         site.stop()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_use_it(browser: Browser, site: Site, pictures: list[Path], scheme: str) -> None:
+def test_everybody_can_use_it(browser: Browser, site: Site, images: list[Path], scheme: str) -> None:
     page = Visit(browser, site.address, scheme=scheme).page
-    assert serious(page) == []
-    upload(page, pictures)
+    assert serious_violations(page) == []
+    upload(page, images)
     page.locator("#labels").fill("a\na")
     page.locator("#again").click()
     expect(page.locator("#problem")).to_be_visible()
-    assert serious(page) == []
+    assert serious_violations(page) == []
     page.locator("#labels").fill("")
-    upload(page, pictures)
-    assert serious(page) == []
-    assert page.evaluate(LEAST_CONTRAST) >= 4.5
+    upload(page, images)
+    assert serious_violations(page) == []
+    assert page.evaluate(MIN_CONTRAST) >= 4.5
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390, 320])
-def test_the_page_never_scrolls_sideways(browser: Browser, site: Site, pictures: list[Path], width: int) -> None:
+def test_the_page_never_scrolls_sideways(browser: Browser, site: Site, images: list[Path], width: int) -> None:
     page = Visit(browser, site.address, width=width).page
     page.locator("#labels").fill("x" * 180)
     page.locator("#threshold").fill("0")
-    upload(page, pictures)
+    upload(page, images)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

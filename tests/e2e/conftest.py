@@ -51,9 +51,12 @@ class Store:
             config=Config(s3={"addressing_style": "path"}),
         )
 
-    def restart_proxy(self, *flags: str) -> None:
+    def stop_proxy(self) -> None:
         self.processes[3].terminate()  # not killed: that would leave its worker behind, which listens on
         self.processes[3].wait()
+
+    def restart_proxy(self, *flags: str) -> None:
+        self.stop_proxy()
         with open(self.root / "proxy.log", "ab") as log:
             command = ["swift-proxy-server", str(self.root / "etc" / "proxy.conf"), *flags]
             environment = {**os.environ, "SWIFT_DIR": str(self.root / "etc")}

@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sigrl_core import command_line
-from sigrl_core.checkpoint import load_checkpoint, save_checkpoint, save_clip
-from sigrl_core.config import EvaluateConfig, PreprocessConfig, RunConfig, ScaleConfig, TagConfig
-from sigrl_core.config_json import to_json
+from sigrl_core import errors
+from sigrl_core.cli import common as command_line
+from sigrl_core.config import EvaluateConfig, PreprocessConfig, RunConfig, TagConfig
+from sigrl_core.config.json import to_json
+from sigrl_core.config.presets import get_preset
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import SigrlError
-from sigrl_core.losses import LOSSES
-from sigrl_core.on_ray.ingest import preprocess
+from sigrl_core.model.checkpoint import load_checkpoint, save_checkpoint, save_clip
+from sigrl_core.on_ray.preprocess import preprocess
 from sigrl_core.on_ray.tag import tag
 from sigrl_core.on_ray.train import train
-from sigrl_core.presets import get_preset
-from sigrl_core.records import ShardFolder
 from sigrl_core.report.evaluation import evaluate_to_report
+from sigrl_core.training.losses import LOSSES
 from tests.conftest import random_states, tagger_of, vocabulary_of, write_shards
 
 pytestmark = pytest.mark.e2e
@@ -43,10 +44,10 @@ def world(tmp_path_factory) -> Path:
     (root / "unfinished" / "plan.json").write_text("{}")
     model = tagger_of(VOCABULARY)
     measured = {"selected": {}, "history": []}
-    save_checkpoint(root / "checkpoint", model.recogniser, model.checkpoint.config, measured)
-    save_clip(root / "clip", model.recogniser.backbone)
+    save_checkpoint(root / "checkpoint", model.model, model.checkpoint.config, measured)
+    save_clip(root / "clip", model.model.backbone)
     (root / "started").mkdir()
-    (root / "started" / "run.json").write_text("{}")
+    (root / "started" / "plan.json").write_text('{"kind": "training"}')
     (root / "empty").mkdir()
     (root / "random").mkdir()
     (root / "random" / "data.bin").write_bytes(np.random.default_rng(0).bytes(1000))
@@ -73,7 +74,7 @@ def line_of(call: Callable[[], object]) -> str:
     """What the command would print after `error: `."""
     with pytest.raises(SigrlError) as caught:
         call()
-    line = command_line.explain(caught.value)
+    line = errors.explain(caught.value)
     assert line is not None
     return line
 
@@ -84,10 +85,10 @@ def line_of(call: Callable[[], object]) -> str:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"images": "missing"}, ["missing", "no such folder of pictures", "check --images"]),
+        ({"images": "missing"}, ["missing", "no such folder of images", "check --images"]),
         ({"images": "empty"}, ["empty", "no image files", "check --images"]),
         ({"images": "binary.txt"}, ["binary.txt", "a file, expected the folder"]),
-        ({"corpus": "voc2012"}, ["'voc2012' is not known", "known are folder, files, shards"]),
+        ({"corpus": "voc2012"}, ["corpus is 'voc2012'", "expected one of folder, files, shards"]),
         ({"corpus": "jsonl"}, ["needs an annotation file", "--annotations FILE"]),
         ({"corpus": "jsonl", "annotations": "missing.jsonl"}, ["missing.jsonl", "no such file"]),
         ({"corpus": "jsonl", "annotations": "binary.txt"}, ["binary.txt, line 1", "one object per line"]),
@@ -151,7 +152,7 @@ def with_backbone(**changes) -> RunConfig:
 )
 def test_train(world: Path, tmp_path: Path, data: str, run: dict[str, str], expected: list[str]) -> None:
     config = with_backbone(**{key: value.format(world=world) for key, value in run.items()})
-    line = line_of(lambda: train(config, ScaleConfig(), str(world / data), None, str(tmp_path / "out")))
+    line = line_of(lambda: train(config, str(world / data), str(tmp_path / "out")))
     assert all(part in line for part in expected), line
     assert not (tmp_path / "out").exists()
 
@@ -161,7 +162,7 @@ def test_weights_that_cannot_be_fetched(world: Path, tmp_path: Path, command, mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     weights = ["--backbone.name", "ViT-B-32", "--backbone.pretrained", "laion2b_s34b_b79k"]
     out = tmp_path / "out"
-    done = command(PIPELINES / "train.py", "clip_zero_shot", "--data", world / "shards", "--out", out, *weights)
+    done = command(PIPELINES / "train.py", "default", "--data", world / "shards", "--out", out, *weights)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: weights 'laion2b_s34b_b79k' of ViT-B-32 cannot be fetched")
@@ -174,9 +175,10 @@ def test_weights_that_cannot_be_fetched(world: Path, tmp_path: Path, command, mo
 def test_train_refuses_a_loss_and_a_validation_set_it_cannot_use(world: Path, tmp_path: Path) -> None:
     preset, out = get_preset("quickstart"), str(tmp_path / "out")
     unknown = replace(preset, loss=replace(preset.loss, kind="cosine"))
-    line = line_of(lambda: train(unknown, ScaleConfig(), str(world / "shards"), None, out))
-    assert line == f"loss.kind is 'cosine'; expected one of {', '.join(LOSSES)}"
-    line = line_of(lambda: train(preset, ScaleConfig(), str(world / "shards"), str(world / "other_shards"), out))
+    line = line_of(lambda: train(unknown, str(world / "shards"), out))
+    known = f"{', '.join(LOSSES)}, or a name that a plug-in registers (--plugin MODULE)"
+    assert line == f"loss.kind is 'cosine'; expected one of {known}"
+    line = line_of(lambda: train(preset, str(world / "shards"), out, validation=str(world / "other_shards")))
     assert "other_shards: vocabulary" in line
     assert f"run preprocess.py with --vocabulary {world}/shards/vocabulary.json" in line
     assert not (tmp_path / "out").exists()
@@ -185,9 +187,9 @@ def test_train_refuses_a_loss_and_a_validation_set_it_cannot_use(world: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nus"], ["'nus' is unknown", "clip_zero_shot, nus_wide_zero_shot, "]),
-        (["--data", "x"], ["the preset comes first", "clip_zero_shot"]),
-        (["quickstart", "--config"], ["--config wants a file"]),
+        (["nus"], ["'nus' is unknown", "default, published, "]),
+        (["--data", "x"], ["the preset comes first", "default"]),
+        (["quickstart", "--config"], ["--config needs a file"]),
         (
             ["quickstart", "--config", "missing.json"],
             ["missing.json", "cannot be read", "config.json of an earlier run"],
@@ -230,7 +232,7 @@ def test_a_checkpoint_that_is_none(world: Path, tmp_path: Path, checkpoint: str,
 
 def test_an_altered_checkpoint(world: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(world / "checkpoint"))
-    save_checkpoint(tmp_path / "c", checkpoint.recogniser, checkpoint.config, {})
+    save_checkpoint(tmp_path / "c", checkpoint.model, checkpoint.config, {})
     (tmp_path / "c" / "config.json").write_text(to_json(with_backbone(frozen_blocks=1)))
     line = line_of(lambda: load_checkpoint(str(tmp_path / "c")))
     assert "c/config.json: sha256 is" in line
@@ -280,11 +282,11 @@ def test_tag_with_a_vocabulary_that_is_none(world: Path, tmp_path: Path, vocabul
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
     [
-        (["train.py", "nus", "--data", "shards"], 1, "error: preset 'nus' is unknown; known are clip_zero_shot, "),
+        (["train.py", "nus", "--data", "shards"], 1, "error: preset 'nus' is unknown; known are default, "),
         (["train.py", "quickstart", "--data", "unfinished"], 1, "preprocess.py has not finished here"),
         (["train.py", "quickstart", "--data", "shards", "--optim.momentum", "1"], 2, "--optim.momentum"),
         (["evaluate.py", "--checkpoint", "clip", "--data", "shards"], 1, "a CLIP without a SigRL head"),
-        (["preprocess.py", "--corpus", "folder", "--images", "missing"], 1, "missing: no such folder of pictures"),
+        (["preprocess.py", "--corpus", "folder", "--images", "missing"], 1, "missing: no such folder of images"),
         (["tag.py", "--checkpoint", "checkpoint", "--images", "empty", "--top-k", "0"], 1, "error: top_k is 0"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sigrl_core.records import ShardFolder
+from sigrl_core.data.shards import ShardFolder
 
 pytestmark = pytest.mark.e2e
 
@@ -52,7 +52,7 @@ def test_bad_files_are_quarantined(spoiled: Path, tmp_path: Path, command, corpu
     quarantine = ShardFolder.open(str(tmp_path / "shards")).read_quarantine()
     assert sorted(quarantine["reason"].to_pylist()) == ["not_an_image", "too_many_pixels", "truncated"]
     if corpus == "coco":
-        checked = command("-m", "sigrl_core.records", tmp_path / "shards")
+        checked = command("-m", "sigrl_core.data.shards", tmp_path / "shards")
         assert checked.returncode == 0
         assert "rows_out 79" in checked.stdout
         page = tmp_path / "shards" / "dataset.html"

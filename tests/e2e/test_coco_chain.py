@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sigrl_core.checkpoint import load_checkpoint
-from sigrl_core.records import ShardFolder
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.model.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -43,7 +43,7 @@ def test_from_photographs_to_an_evaluation(coco160: Path, tmp_path: Path, comman
 
     backbone = ["--backbone.name", "ViT-S-32", "--backbone.pretrained", "random"]
     short = ["--training.max_steps", "3", "--training.batch_size", "8", "--data", "train", "--validation", "val"]
-    lines = run("train.py", "clip_zero_shot", *backbone, *short, "--out", "run")
+    lines = run("train.py", "default", *backbone, *short, "--out", "run")
     assert lines[-1] == f"checkpoint: {tmp_path}/run/checkpoint"
     (epoch,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert 0 < epoch["validation/map"] < 1

@@ -22,15 +22,17 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
+import requests
 import yaml
 
-from sigrl_core.checkpoint import checkpoint_version
-from sigrl_core.records import ShardFolder
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.model.checkpoint import checkpoint_version
 from sigrl_core.serving.client import Client, ServerError
 from sigrl_core.serving.keys import add_key
-from sigrl_core.vocabulary import Vocabulary
 from tests.conftest import REPOSITORY, untrained_checkpoint, without_clock
 from tests.drawn import write_drawn
+from tests.in_process import call
 from tests.processes import activated, family, free_ports, until
 
 pytestmark = pytest.mark.e2e
@@ -118,7 +120,7 @@ def checkout(tmp_path_factory) -> Path:
 def words_of(job: str, store: Path, *flags: str) -> list[str]:
     """The command of a manifest, of the quickstart's preset, with flags for a small model and machine after its own."""
     manifest = yaml.safe_load((REPOSITORY / "cluster" / "kuberay" / "jobs" / f"{job}.yaml").read_text())
-    command = manifest["spec"]["entrypoint"].replace("$STORE", str(store)).replace("clip_zero_shot", "quickstart")
+    command = manifest["spec"]["entrypoint"].replace("$STORE", str(store)).replace(".py default ", ".py quickstart ")
     return [*shlex.split(command), *flags]
 
 
@@ -129,7 +131,7 @@ def submission(words: list[str]) -> list[str]:
 
 
 def write_store(folder: Path, count: int) -> None:
-    """What the manifests call STORE, with so many drawn pictures."""
+    """What the manifests call STORE, with so many drawn images."""
     write_drawn(folder, count, 48)
     (folder / "pictures").rename(folder / "photos")
     names = Vocabulary.parse((folder / "vocabulary.json").read_text(), "drawn").subset("seen").names
@@ -147,12 +149,12 @@ def submitted(cluster: Cluster, checkout: Path, words: list[str]) -> str:
 
 
 def test_a_submitted_job_trains_as_the_plain_command(
-    cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path, command
+    cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path, ray_cluster
 ) -> None:
     def words(store: Path) -> list[str]:
         store.mkdir()
         (store / "shards").symlink_to(toybox_shards.uri)
-        small = "--scale.no-gpus --scale.workers 2 --backbone.pretrained random --training.epochs 2"
+        small = "--gpus-per-worker 0 --num-workers 2 --backbone.pretrained random --training.epochs 2"
         return words_of("train", store, *small.split())
 
     told = submitted(cluster, checkout, words(tmp_path / "job"))
@@ -161,14 +163,14 @@ def test_a_submitted_job_trains_as_the_plain_command(
     packages = cluster.folder / "session_latest" / "runtime_resources" / "working_dir_files"
     (unpacked,) = [path for path in packages.iterdir() if path.is_dir()]
     sizes = {str(path.relative_to(unpacked)): path.stat().st_size for path in unpacked.rglob("*") if path.is_file()}
-    assert "sigrl_core/config.py" in sizes
+    assert "sigrl_core/__init__.py" in sizes
     assert not [name for name in sizes if name.endswith("large")]
     assert sum(sizes.values()) < 2_000_000
 
     manifest = json.loads((tmp_path / "job" / "run" / "checkpoint" / "manifest.json").read_text())
     assert manifest["code_version"].endswith("+uploaded")  # workers ran the code that travelled, not what is installed
 
-    plain = command(*words(tmp_path / "plain")[1:])
+    plain = call(*words(tmp_path / "plain")[1:])
     assert plain.returncode == 0, plain.stderr
     curves = [
         [json.loads(line) for line in (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -179,29 +181,51 @@ def test_a_submitted_job_trains_as_the_plain_command(
         assert direct["train/loss"] > 0
 
 
-def test_the_line_of_the_readme(cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path) -> None:
-    """On a cluster that runs, with a model and a machine as there are here."""
+@pytest.mark.soak
+def test_the_line_of_the_readme(
+    cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path, soak: bool, in_process
+) -> None:
+    """On a cluster that runs, with a model and a machine as there are here; in the short form its command without the
+    cluster: the other tests here submit as it does."""
     (line,) = re.findall(r"^ray job submit .*$", (REPOSITORY / "cluster" / "README.md").read_text(), re.M)
     (tmp_path / "shards").symlink_to(toybox_shards.uri)
-    shutil.copytree(REPOSITORY / "cluster", checkout / "cluster")
-    small = "--backbone.pretrained random --training.max-steps 2"
-    job = subprocess.run(
-        shlex.split(line.replace("/shared", str(tmp_path))) + small.split(),
-        cwd=checkout,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = [*shlex.split(line.replace("/shared", str(tmp_path))), "--backbone.pretrained", "random"]
+    words += ["--training.max-steps", "2"]
+    if soak:
+        shutil.copytree(REPOSITORY / "cluster", checkout / "cluster")
+        job = subprocess.run(words, cwd=checkout, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    else:
+        submits, command = words[: words.index("--") + 1], words[words.index("--") + 1 :]
+        assert [RAY.name, *submission([])[1:]] == [
+            word.replace("cluster/", f"{REPOSITORY}/cluster/") for word in submits
+        ]
+        assert command[0] == "python"
+        job = call(*command[1:])
     assert job.returncode == 0, job
     assert f"checkpoint: {tmp_path}/run/checkpoint" in job.stdout.splitlines()
 
 
+PLUGIN = """
+from sigrl_core import register_loss
+
+
+@register_loss("constant")
+def constant(logits_BC, targets, config, batch):
+    return batch.local_mean(logits_BC.sum(1) * 0 + 3)
+"""
+
+
 def test_a_submitted_search(cluster: Cluster, checkout: Path, toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    """Its first trial has the loss of a plug-in that travels with the job."""
     (tmp_path / "shards").symlink_to(toybox_shards.uri)
+    (checkout / "losses_of_this_test.py").write_text(PLUGIN)
     small = "--gpus-per-worker 0 --concurrency 1 --backbone.pretrained random --training.epochs 2 --trials 3"
+    small += " --plugin losses_of_this_test --loss.kind constant"
     told, out = submitted(cluster, checkout, words_of("tune", tmp_path, *small.split())), tmp_path / "search"
     assert "3 trials, " in told
+    lines = (out / "trials" / "00000" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["train/loss"] for line in lines] == pytest.approx([3.0] * len(lines))
+    assert lines
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert [row["trial"] for row in rows] == [0, 1, 2]
     assert all(row["state"] in ("complete", "stopped") and row["objective"] > 0 for row in rows), rows
@@ -209,12 +233,13 @@ def test_a_submitted_search(cluster: Cluster, checkout: Path, toybox_shards: Sha
     assert manifest["code_version"].endswith("+uploaded")  # trials, too, ran the code that travelled
 
 
+@pytest.mark.soak(only=True)  # in test_three_nodes.py, both are submitted in the short form, too
 def test_submitted_preprocessing_and_tagging(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
     write_store(tmp_path, 30)
     told = submitted(cluster, checkout, words_of("preprocess", tmp_path))
     assert "30 rows" in told
     untrained_checkpoint(tmp_path / "run")
-    small = "--gpus-per-worker 0 --workers 1 --decode-tasks 1"
+    small = "--gpus-per-worker 0 --num-workers 1 --decode-tasks 1"
     told = submitted(cluster, checkout, words_of("tag", tmp_path, *small.split()))
     assert "30 rows: 30 tagged" in told
     assert pq.read_table(tmp_path / "tags" / "tags").num_rows == 30
@@ -255,9 +280,22 @@ class Deployment:
         self._serve("deploy", str(self.file))
 
     def running(self) -> int:
-        """Replicas that answer."""
+        """Number of replicas that answer, from the API, because `serve status` takes seconds of CPU time."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        response = requests.get(
+            f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/serve/applications/",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=60,
+        )
+        response.raise_for_status()
+        (application,) = response.json()["applications"].values()
+        replicas = application["deployments"].get("Server", {}).get("replicas", [])
+        return sum(replica["state"] == "RUNNING" for replica in replicas)
+
+    def status(self) -> dict[str, int]:
+        """The number of replicas in each state, as `serve status` says."""
         (application,) = yaml.safe_load(self._serve("status"))["applications"].values()
-        return application["deployments"]["Server"]["replica_states"].get("RUNNING", 0)
+        return application["deployments"]["Server"]["replica_states"]
 
     def _serve(self, verb: str, *arguments: str) -> str:
         command = [str(RAY.with_name("serve")), verb, "--address", self.environment["RAY_API_SERVER_ADDRESS"]]
@@ -266,9 +304,10 @@ class Deployment:
         return done.stdout
 
 
+@pytest.mark.soak(only=True)  # in test_three_nodes.py, the file is deployed in the short form, too
 def test_serve_deploy_of_the_committed_file(cluster: Cluster, tmp_path: Path) -> None:
     """Deployed again, it serves another checkpoint."""
-    deployment = Deployment(tmp_path, cluster.environment, most=1, cpus=1, gpus=0)
+    deployment = Deployment(tmp_path, cluster.environment, max_replicas=1, cpus_per_worker=1, gpus_per_worker=0)
     client, versions = Client(deployment.url, deployment.key), list[str]()
     for seed in range(2):
         place = untrained_checkpoint(tmp_path / f"checkpoint {seed}", seed)

@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from sigrl_core import storage
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import StorageError
-from sigrl_core.records import ShardFolder
+from sigrl_core.io import storage
+from sigrl_core.io.parquet import to_parquet
 from tests.conftest import COCO160, REPOSITORY
 from tests.e2e.conftest import ADMIN, GUEST, Store, bucket_of
 from tests.photographs import write_photographs
@@ -50,7 +54,7 @@ def test_what_is_written_is_there_whole_or_not_at_all(reached: Store) -> None:
     storage.move(f"{bucket}/deep/a", f"{bucket}/b")
     storage.move(f"{bucket}/deep/a", f"{bucket}/b")  # again, as when only the answer was lost
     assert [file.path for file in storage.list_files(bucket)] == ["b"]
-    with pytest.raises(ZeroDivisionError), storage.writing(f"{bucket}/c") as file:
+    with pytest.raises(ZeroDivisionError), storage.open_output(f"{bucket}/c") as file:
         file.write(bytes(1 // (file.write(b"half") - 4)))
     assert not storage.exists(f"{bucket}/c")
     storage.remove(f"{bucket}/b")
@@ -60,10 +64,10 @@ def test_what_is_written_is_there_whole_or_not_at_all(reached: Store) -> None:
 @pytest.mark.parametrize(
     ("credentials", "images", "message"),
     [
-        ((ADMIN[0], "wrong"), "s3://pictures", "the store does not know these credentials; check AWS_ACCESS_KEY_ID"),
+        ((ADMIN[0], "wrong"), "s3://pictures", "the store rejects these credentials; check AWS_ACCESS_KEY_ID"),
         (GUEST, "s3://pictures", "permission denied; check the credentials"),
-        (ADMIN, "s3://no-such-bucket", "no such bucket; make it first, or check the name"),
-        (ADMIN, "s3://pictures/no such folder", "no such folder of pictures"),
+        (ADMIN, "s3://no-such-bucket", "no such bucket; create it first, or check the name"),
+        (ADMIN, "s3://pictures/no such folder", "no such folder of images"),
     ],
 )
 def test_what_the_store_refuses_is_said_clearly(store: Store, tmp_path: Path, credentials, images, message) -> None:
@@ -86,16 +90,28 @@ def test_an_endpoint_where_nobody_listens(store: Store, tmp_path: Path) -> None:
     assert "check AWS_ENDPOINT_URL" in told.stderr
 
 
+def test_a_column_is_read_once_the_store_is_back(reached: Store) -> None:
+    table = pa.table({"number": range(100), "text": ["x" * 100] * 100})
+    uri = f"{bucket_of(reached, 'columns')}/a.parquet"
+    storage.write_bytes(uri, to_parquet(table))
+    reached.stop_proxy()
+    back = threading.Timer(2, reached.restart_proxy)
+    back.start()
+    with storage.open_input(uri) as file:
+        assert pq.ParquetFile(file).read(["number"]).equals(table.select(["number"]))
+    back.join()
+
+
 @pytest.mark.soak
 def test_a_store_that_fails_for_a_while_changes_no_byte(reached: Store, tmp_path: Path, soak: bool) -> None:
     if not COCO160.is_dir():
         pytest.skip("no photographs: ../shared/data/coco160 is not there")
-    count, pause = (2000, 10) if soak else (240, 10)
+    count, pause = (2000, 10) if soak else (120, 10)
     write_photographs(COCO160, tmp_path / "photographs", count)
     bucket = bucket_of(reached, "photographs", tmp_path / "photographs")
     undisturbed = preprocess(reached, bucket, "s3://photographs-out/undisturbed")
     assert undisturbed.returncode == 1
-    assert "no bucket photographs-out; make it first" in undisturbed.stderr
+    assert "no bucket photographs-out; create it first" in undisturbed.stderr
     bucket_of(reached, "photographs-out")
     undisturbed = preprocess(reached, bucket, "s3://photographs-out/undisturbed")
     assert undisturbed.returncode == 0, undisturbed.stderr

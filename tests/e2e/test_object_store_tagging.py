@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sigrl_core import storage
+from sigrl_core.io import storage
 from tests.conftest import COCO160, REPOSITORY, untrained_checkpoint
 from tests.e2e.conftest import ADMIN, Store, bucket_of
 from tests.e2e.test_object_store import fingerprint
@@ -44,9 +44,9 @@ def start_tagging(store: Store, checkpoint: Path, images: str, out: str, log: Pa
         images,
         "--out",
         out,
-        "--workers",
+        "--num-workers",
         2,
-        "--rows-per-part",
+        "--rows-per-shard",
         20,
         *more,
     ]
@@ -77,8 +77,8 @@ def test_a_bucket_whatever_happens_and_what_comes_later(
 ) -> None:
     if not COCO160.is_dir():
         pytest.skip("no photographs: ../shared/data/coco160 is not there")
-    count, kills = (5000, 5) if soak else (500, 1)
-    come, change = (1000, 50) if soak else (60, 5)
+    count, kills = (5000, 5) if soak else (300, 1)
+    come, change = (1000, 50) if soak else (30, 5)
     write_photographs(COCO160, tmp_path / "photographs", count)
     bucket = bucket_of(reached, "tagged", tmp_path / "photographs")
     bucket_of(reached, "tags")
@@ -87,7 +87,7 @@ def test_a_bucket_whatever_happens_and_what_comes_later(
 
     rng, parts = random.Random(20261126), -(-count // 20)
     for number in range(kills):
-        enough = rng.randrange(1, parts // kills)
+        enough = rng.randrange(1, parts // (2 * kills))  # the kills below need parts as well
         more = ["--decode-tasks", "2"] * (number % 2)
         running, begun = start(reached, checkpoint, bucket, out, log, *more), parts_done(out)
         wait_for(lambda enough=enough, begun=begun: parts_done(out) >= begun + enough, running, log)
@@ -111,10 +111,10 @@ def test_a_bucket_whatever_happens_and_what_comes_later(
     assert sorted(uris) == listed
     print(f"{count} objects, {kills} kills, an actor killed, 15 s without storage: the same bytes, each key once")
 
-    pictures = sorted((tmp_path / "photographs").rglob("*.jpg"))
+    images = sorted((tmp_path / "photographs").rglob("*.jpg"))
     touched = set()
     for number, key in enumerate([*rng.sample(listed, change), *(f"new/{n}.jpg" for n in range(come))]):
-        body = pictures[number % len(pictures)].read_bytes() + b" "
+        body = images[number % len(images)].read_bytes() + b" "
         reached.client().put_object(Bucket="tagged", Key=key, Body=body)
         touched.add(key)
     gone = rng.sample([key for key in listed if key not in touched], 3)
@@ -138,9 +138,9 @@ ODD_KEYS = [
 
 
 def test_500_hostile_objects_have_their_row(
-    reached: Store, checkpoint: Path, tmp_path: Path, start, make_picture, encoded
+    reached: Store, checkpoint: Path, tmp_path: Path, start, make_image, encoded
 ) -> None:
-    drawn = [encoded(make_picture(seed, 400, 300)) for seed in range(3)]
+    drawn = [encoded(make_image(seed, 400, 300)) for seed in range(3)]
     files = list(hostile(drawn, 460, seed=3))
     bucket = bucket_of(reached, "hostile")
     bucket_of(reached, "tags-of-hostile")

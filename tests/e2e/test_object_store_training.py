@@ -1,7 +1,6 @@
 """Training into a real object store: killed while a checkpoint goes up, and with the store away for a while."""
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sigrl_core import storage
-from sigrl_core.records import ShardFolder
-from sigrl_core.tagger import Tagger
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io import storage
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import Store, bucket_of
 from tests.processes import assert_gone, family
@@ -25,11 +24,10 @@ TRAIN = REPOSITORY / "pipelines" / "train.py"
 def start(shards: str, out: str, log: Path) -> subprocess.Popen:
     """Four epochs with a checkpoint after every second step; what it says goes to `log`."""
     flags = ["--backbone.pretrained", "random", "--training.batch-size", "8", "--training.epochs", "4"]
-    flags += ["--scale.workers", "1", "--scale.save-every", "2", "--data", shards, "--out", out]
-    environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    flags += ["--num-workers", "1", "--scale.save-every", "2", "--data", shards, "--out", out]
     with log.open("w") as file:
         command = [sys.executable, str(TRAIN), "quickstart", *flags]
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")

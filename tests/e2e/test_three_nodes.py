@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sigrl_core.records import ShardFolder
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.model.checkpoint import checkpoint_version
 from sigrl_core.serving.client import Client, ServerError
 from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
 from tests.e2e.test_job_submit import (
@@ -34,11 +35,12 @@ from tests.e2e.test_job_submit import (
     words_of,
     write_store,
 )
+from tests.in_process import call
 from tests.processes import family, free_ports, noted, until, wait_for
 
 pytestmark = pytest.mark.e2e
 
-PICTURES = 400
+IMAGES = 400
 
 
 class Nodes:
@@ -54,7 +56,7 @@ class Nodes:
         self.environment = {
             **environment_with(token, dashboard),
             "SIGRL_FAKE_GPUS": "1",
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sigrl_core.serving.middleware:in_proxies",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sigrl_core.serving.middleware:proxy_middleware",
         }
         head = f"--head --num-cpus=0 --port={self.gcs} --dashboard-port={dashboard} --ray-client-server-port={client}"
         self.processes = list[subprocess.Popen]()
@@ -123,7 +125,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    write_store(folder, PICTURES)
+    write_store(folder, IMAGES)
     return folder
 
 
@@ -131,23 +133,25 @@ def count(folder: Path, pattern: str) -> int:
     return len(list(folder.glob(pattern)))
 
 
+PAUSE_S = 0.1
+"""Between two requests of a client, in the short form; the long form has none."""
 SMALL = "--backbone.pretrained random"
 
 
 @pytest.mark.soak
-def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, command, soak: bool) -> None:
+def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, in_process, soak: bool) -> None:
     """Short form: preprocessing and tagging."""
     log = tmp_path / "log"
-    words = words_of("preprocess", home, "--rows-per-shard", "8")
+    words = words_of("preprocess", home, "--rows-per-shard", "8", "--num-workers", "3")  # so one on each node at least
     told = nodes.run(words, log, lambda: count(home, "shards/parts/*.json") >= 3, home / "shards" / "manifest.json")
-    assert f"{PICTURES} rows in" in told
+    assert f"{IMAGES} rows in" in told
     elsewhere = [word.replace(f"{home}/shards", f"{home}/undisturbed") for word in words]
-    assert command(*elsewhere[1:]).returncode == 0
-    assert ShardFolder.open(str(home / "shards")).manifest["rows_in"] == PICTURES
+    assert call(*elsewhere[1:]).returncode == 0
+    assert ShardFolder.open(str(home / "shards")).manifest["rows_in"] == IMAGES
     assert fingerprint(home / "shards") == fingerprint(home / "undisturbed")
 
     if soak:
-        small = f"{SMALL} --scale.workers 2 --training.epochs 4"
+        small = f"{SMALL} --num-workers 2 --training.epochs 4"
         metrics = home / "run" / "metrics.jsonl"
         words = words_of("train", home, *small.split())
         told = nodes.run(
@@ -169,7 +173,7 @@ def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, comm
     else:
         untrained_checkpoint(home / "run")
 
-    small = "--workers 2 --decode-tasks 1 --rows-per-part 8 --batch-size 4"
+    small = "--num-workers 2 --decode-tasks 1 --rows-per-shard 8 --batch-size 4"
     words = words_of("tag", home, *small.split())
     with noted() as note:
         job = note(nodes.submit(words, log))
@@ -183,26 +187,32 @@ def test_every_stage_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, comm
     assert not (home / "tags" / "_SUCCESS").exists()
     done = count(home, "tags/parts/*.json")
     told = nodes.run(words, log, lambda: count(home, "tags/parts/*.json") > done, home / "tags" / "_SUCCESS")
-    assert f"{PICTURES} rows: {PICTURES} tagged" in told
+    assert f"{IMAGES} rows: {IMAGES} tagged" in told
     rows = tagged_rows(home / "tags")
-    assert len({row["uri"] for row in rows}) == len(rows) == PICTURES
+    assert len({row["uri"] for row in rows}) == len(rows) == IMAGES
 
 
-def test_serving_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path) -> None:
-    """A replica on each worker; requests go on while one of them is lost, and all are answered."""
-    deployment = Deployment(tmp_path, nodes.environment, least=2, most=2, cpus=1, gpus=1)  # so one a node
+@pytest.mark.soak
+def test_serving_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path, soak: bool) -> None:
+    """A replica on each worker; requests go on while one of them is lost, and all are answered; deployed again, the
+    server has another checkpoint. Short form: clients pause between two requests."""
+    deployment = Deployment(
+        tmp_path, nodes.environment, min_replicas=2, max_replicas=2, cpus_per_worker=1, gpus_per_worker=1
+    )  # so one a node
     deployment.settings["proxy_location"] = "HeadOnly"  # nodes on one machine share its ports
-    deployment.deploy(untrained_checkpoint(tmp_path / "checkpoint"))
+    deployment.deploy(first := untrained_checkpoint(tmp_path / "checkpoint"))
     client = Client(deployment.url, deployment.key)
     until(lambda: served_version(client) is not None and deployment.running() == 2)
-    picture = next((home / "photos").rglob("*.jpg")).read_bytes()
+    assert deployment.status() == {"RUNNING": 2}
+    assert served_version(client) == checkpoint_version(str(first))
+    image = next((home / "photos").rglob("*.jpg")).read_bytes()
     answers, refused, over = list[tuple[float, ...]](), list[ServerError](), threading.Event()
 
     def ask() -> None:
         asking = Client(deployment.url, deployment.key)
-        while not over.is_set():
+        while not over.wait(0 if soak else PAUSE_S):
             try:
-                (tagged,) = asking.tag([picture], labels=["okapi", "drizzle"]).results
+                (tagged,) = asking.tag([image], labels=["okapi", "drizzle"]).results
                 answers.append(tuple(tag.score for tag in tagged.tags))
             except ServerError as error:
                 refused.append(error)
@@ -223,4 +233,7 @@ def test_serving_loses_a_node(nodes: Nodes, home: Path, tmp_path: Path) -> None:
             thread.join()
     assert not refused
     assert np.ptp(answers, axis=0).max() < 1e-5  # sums of a request alone and of one among others
+    deployment.deploy(second := untrained_checkpoint(tmp_path / "checkpoint 1", 1))
+    until(lambda: served_version(client) not in (None, checkpoint_version(str(first))))
+    assert served_version(client) == checkpoint_version(str(second))
     print(f"{len(answers)} requests answered, none refused, while a node was lost and another came")

@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, ScoringConfig
-from sigrl_core.losses import LOSSES, Known, WholeBatch
 from sigrl_core.metrics import average_precision, precision_recall_f1_at_k
-from sigrl_core.model.asked import Asked
+from sigrl_core.model.label_set import LabelSet
 from sigrl_core.model.sigrl import SigRL
-from sigrl_core.optim import learning_rate
+from sigrl_core.training.losses import LOSSES, BatchReducer, Targets
+from sigrl_core.training.optim import compute_learning_rate
 
 MODULES = {
     "semantic": "semantic",
@@ -80,11 +80,11 @@ def model_group(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
         return
     model = load_model(arrays)
     patches, glob, labels = (torch.from_numpy(arrays[name]).requires_grad_() for name in ("patch", "glob", "labels"))
-    scores = model(patches, glob, Asked(labels))
+    scores = model(patches, glob, LabelSet(labels))
     outputs = {
         "graph_embed": model.graph(labels),
         "semantic": model.semantic(patches, labels),
-        "reconstructed": model.reconstruct(patches, Asked(labels)),
+        "reconstructed": model.reconstruct(patches, LabelSet(labels)),
         "local_score": scores.local_BC,
         "global_score": scores.global_BC,
         "logits": scores.logits_BC,
@@ -103,7 +103,7 @@ def load_model(arrays: Arrays) -> SigRL:
     """The model whose weights are the `param:` arrays, in float64, dropout off."""
     hidden, dim = arrays["param:gat1.linear.weight"].shape
     graph = GraphConfig(hidden=hidden, heads=int(arrays["heads"]))
-    model = SigRL(dim, graph, ReconstructionConfig(), ScoringConfig(patches_kept=int(arrays["topk"]))).double().eval()
+    model = SigRL(dim, graph, ReconstructionConfig(), ScoringConfig(top_k_patches=int(arrays["topk"]))).double().eval()
     weights = {our_name(name): torch.from_numpy(array) for name, array in arrays.items() if name.startswith("param:")}
     model.load_state_dict(weights)
     return model
@@ -121,8 +121,8 @@ def gradient(tensor: torch.Tensor) -> NDArray:
 def losses_and_metrics(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
     if {"rank_scores", "rank_labels"} <= arrays.keys():
         scores = torch.from_numpy(arrays["rank_scores"]).requires_grad_()
-        known = Known(states_BC=torch.from_numpy(arrays["rank_labels"]).to(torch.int8))
-        loss = LOSSES["ranking"](scores, known, LossConfig(), WholeBatch())
+        known = Targets(states_BC=torch.from_numpy(arrays["rank_labels"]).to(torch.int8))
+        loss = LOSSES["ranking"](scores, known, LossConfig(), BatchReducer())
         loss.backward()
         yield "rank_loss", loss.detach().numpy()
         yield "rank_grad", gradient(scores)
@@ -145,13 +145,13 @@ def single_positive_losses(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
         states = (observed > 0).to(torch.int8)
         if reference == "iun":  # the upper bound sees the true absences
             states[true == 0] = -1
-        known = Known(
+        known = Targets(
             states_BC=states,
             pseudo_BC=pseudo > 0,
             soft_BC=torch.where(soft < 0, -soft, torch.nan),
             estimate_BC=estimate.requires_grad_(),
         )
-        loss = LOSSES[name](logits.requires_grad_(), known, SPML_CONSTANTS, WholeBatch())
+        loss = LOSSES[name](logits.requires_grad_(), known, SPML_CONSTANTS, BatchReducer())
         loss.backward()
         yield f"spml_{reference}_loss", loss.detach().numpy()
         yield f"spml_{reference}_grad", gradient(logits)
@@ -163,7 +163,7 @@ def schedule(arrays: Arrays) -> Iterator[tuple[str, NDArray]]:
     """The published recipe: 20 epochs, two of warm-up, peak 1e-4, end 1e-7."""
     recipe = {"peak": 1e-4, "epochs": 20, "warmup_epochs": 2, "final": 1e-7}
     if "lr_epochs" in arrays:
-        yield "lr_values", np.array([learning_rate(epoch, **recipe) for epoch in arrays["lr_epochs"]])
+        yield "lr_values", np.array([compute_learning_rate(epoch, **recipe) for epoch in arrays["lr_epochs"]])
 
 
 def report(arrays: Arrays, strict: bool) -> int:

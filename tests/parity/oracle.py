@@ -80,7 +80,7 @@ def graph_embed(T: NDArray, w: Weights, heads: int, edges: NDArray | None = None
     return gatv2(hidden, w["gat2.linear.weight"], w["gat2.attn.weight"], 1, edges)
 
 
-def unit_rms(rows: NDArray) -> NDArray:
+def rms_normalise(rows: NDArray) -> NDArray:
     """Rows scaled to a root mean square of one; a row of zeros stays zeros."""
     sizes = [math.sqrt(sum(x * x for x in row) / len(row)) for row in rows]
     return np.array([[x / size if size > 0 else 0.0 for x in row] for row, size in zip(rows, sizes, strict=True)])
@@ -91,7 +91,7 @@ def reconstructed(
 ) -> NDArray:
     """R [P, D] of one image."""
     if rms:
-        mix, G = unit_rms(mix), unit_rms(G)
+        mix, G = rms_normalise(mix), rms_normalise(G)
     P, C, D = len(X), *mix.shape
     U = w["recon.fuse.weight"]
     Q = np.zeros((C, D))
@@ -106,7 +106,7 @@ def reconstructed(
     return R
 
 
-def over_norm(scores: list[float]) -> list[float]:
+def normalise_by(scores: list[float]) -> list[float]:
     norm = math.sqrt(sum(score**2 for score in scores))
     return [score / norm if norm > 0 else 0.0 for score in scores]
 
@@ -118,7 +118,7 @@ def scores(R: NDArray, g: NDArray, T: NDArray, kept: int) -> tuple[list[float], 
         fits = sorted((sum(r * t for r, t in zip(patch, label, strict=True)) for patch in R), reverse=True)[:kept]
         local.append(sum(fits) / len(fits))
         overall.append(sum(x * t for x, t in zip(g, label, strict=True)))
-    local, overall = over_norm(local), over_norm(overall)
+    local, overall = normalise_by(local), normalise_by(overall)
     return local, overall, [(one + other) / 2 for one, other in zip(local, overall, strict=True)]
 
 

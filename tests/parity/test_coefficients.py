@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sigrl_core.config import ReconstructionConfig
 from sigrl_core.errors import ConfigError
-from sigrl_core.model.coefficients import IMPLEMENTATIONS, Coefficients, chosen
+from sigrl_core.model.coefficients import IMPLEMENTATIONS, Coefficients, resolve_implementation
 
 pytestmark = pytest.mark.parity
 needs_triton = pytest.mark.skipif(
@@ -107,11 +107,11 @@ def test_tagging_in_bfloat16_multiplies_bytes_where_it_can(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
     layer, X, Q = Coefficients(16), torch.randn(1, 4, 16), torch.randn(3, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        layer.summed(X, Q)
+        layer.sum_labels(X, Q)
         with torch.no_grad():
-            layer.summed(X, Q)
+            layer.sum_labels(X, Q)
     with torch.no_grad():
-        layer.summed(X, Q)
+        layer.sum_labels(X, Q)
     assert used == ["chunked", "int8", "chunked"]
 
 
@@ -120,14 +120,14 @@ def test_a_low_rank_layer_is_that_of_its_product() -> None:
     low, full = Coefficients(12, rank=3).double(), Coefficients(12).double()
     full.weight.data = low.up.data @ low.down.data
     X, Q = torch.randn(2, 7, 12, dtype=torch.float64), torch.randn(5, 12, dtype=torch.float64)
-    torch.testing.assert_close(low.pooled(X, Q), full.pooled(X, Q))
-    torch.testing.assert_close(low.summed(X, Q), full.summed(X, Q))
+    torch.testing.assert_close(low.pool_patches(X, Q), full.pool_patches(X, Q))
+    torch.testing.assert_close(low.sum_labels(X, Q), full.sum_labels(X, Q))
     assert sum(p.numel() for p in low.parameters()) == 2 * 3 * 12 + 12
 
 
 def test_the_bias_has_a_gradient_of_zero() -> None:
     layer = Coefficients(6)
-    layer.summed(torch.randn(1, 4, 6), torch.randn(3, 6)).sum().backward()
+    layer.sum_labels(torch.randn(1, 4, 6), torch.randn(3, 6)).sum().backward()
     assert layer.bias.grad is not None
     assert not layer.bias.grad.any()
 
@@ -142,20 +142,28 @@ def test_a_full_layer_starts_as_a_linear_one() -> None:
     assert math.isclose(Coefficients(64, rank=4).up.std().item(), 4**-0.5 / 3**0.5, rel_tol=0.2)
 
 
-def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen("auto", None, "cpu", True) == chosen("auto", None, "cuda", False) == "chunked"
-    assert chosen("auto", 4, "cuda", True) == "chunked"
-    assert chosen("naive", None, "cuda", True) == "naive"
+def test_the_automatic_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        resolve_implementation("auto", None, "cpu", True)
+        == resolve_implementation("auto", None, "cuda", False)
+        == "chunked"
+    )
+    assert resolve_implementation("auto", 4, "cuda", True) == "chunked"
+    assert resolve_implementation("naive", None, "cuda", True) == "naive"
     monkeypatch.setitem(IMPLEMENTATIONS, "triton", IMPLEMENTATIONS["naive"])
-    assert chosen("auto", None, "cuda", True) == "triton"
+    assert resolve_implementation("auto", None, "cuda", True) == "triton"
     monkeypatch.delitem(IMPLEMENTATIONS, "triton")
-    assert chosen("auto", None, "cuda", True) == "chunked"
+    assert resolve_implementation("auto", None, "cuda", True) == "chunked"
     for told, expected in (({"avx512_vnni": True}, "int8"), ({"avx_vnni": True}, "int8"), ({"sse2": True}, "chunked")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told)
-        assert chosen("auto", None, "cpu", True, trains=False) == expected
-        assert chosen("auto", None, "cpu", True) == chosen("auto", 4, "cpu", True, trains=False) == "chunked"
-        assert chosen("auto", None, "cpu", False, trains=False) == "chunked"
+        assert resolve_implementation("auto", None, "cpu", True, trains=False) == expected
+        assert (
+            resolve_implementation("auto", None, "cpu", True)
+            == resolve_implementation("auto", 4, "cpu", True, trains=False)
+            == "chunked"
+        )
+        assert resolve_implementation("auto", None, "cpu", False, trains=False) == "chunked"
     with pytest.raises(ConfigError, match="Triton is not installed here; choose another one"):
-        Coefficients(4, implementation="triton").summed(torch.zeros(1, 2, 4), torch.zeros(3, 4))
-    with pytest.raises(ConfigError, match="the kernels know a full matrix alone"):
+        Coefficients(4, implementation="triton").sum_labels(torch.zeros(1, 2, 4), torch.zeros(3, 4))
+    with pytest.raises(ConfigError, match="the kernels support only a full matrix"):
         ReconstructionConfig(coefficient_rank=4, implementation="triton")

@@ -5,8 +5,8 @@ import torch
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
 from sigrl_core.model import label_graph
-from sigrl_core.model.asked import Asked
 from sigrl_core.model.coefficients import chunked, naive
+from sigrl_core.model.label_set import LabelSet
 from sigrl_core.model.sigrl import SigRL
 
 pytestmark = pytest.mark.parity
@@ -23,20 +23,20 @@ def _seed() -> None:
 
 @pytest.fixture
 def model() -> SigRL:
-    return SigRL(8, GraphConfig(hidden=8), ReconstructionConfig(), ScoringConfig(patches_kept=3)).double().eval()
+    return SigRL(8, GraphConfig(hidden=8), ReconstructionConfig(), ScoringConfig(top_k_patches=3)).double().eval()
 
 
 def test_label_order_permutes_scores(model: SigRL) -> None:
     patches, glob, labels, order = random(2, 5, 8), random(2, 8), random(7, 8), torch.randperm(7)
     torch.testing.assert_close(
-        model(patches, glob, Asked(labels[order]))[0], model(patches, glob, Asked(labels))[0][:, order]
+        model(patches, glob, LabelSet(labels[order]))[0], model(patches, glob, LabelSet(labels))[0][:, order]
     )
 
 
 def test_images_do_not_hear_each_other(model: SigRL) -> None:
     patches, glob, labels = random(4, 5, 8), random(4, 8), random(7, 8)
-    alone = torch.cat([model(patches[[b]], glob[[b]], Asked(labels))[0] for b in range(4)])
-    torch.testing.assert_close(model(patches, glob, Asked(labels))[0], alone)
+    alone = torch.cat([model(patches[[b]], glob[[b]], LabelSet(labels))[0] for b in range(4)])
+    torch.testing.assert_close(model(patches, glob, LabelSet(labels))[0], alone)
 
 
 @pytest.mark.parametrize("vectors", [1, 3, 7, 14, 1000])
@@ -44,7 +44,7 @@ def test_chunks_change_nothing(model: SigRL, monkeypatch: pytest.MonkeyPatch, ve
     def run() -> list:
         model.zero_grad()
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        logits = model(*leaves[:2], Asked(leaves[2])).logits_BC
+        logits = model(*leaves[:2], LabelSet(leaves[2])).logits_BC
         logits.square().sum().backward()
         return [logits, *(leaf.grad for leaf in leaves), *(p.grad for p in model.parameters())]
 
@@ -64,9 +64,9 @@ def test_gradients_are_exact(pool: bool, shared: bool, vectors: int, monkeypatch
     monkeypatch.setitem(chunked.TILE_BYTES, "cpu", vectors * P * D * 8)
     leaves = [random(B, P, D), random(*((C, D) if shared else (B, C, D))), random(D, D), random(D, 1), random(1, D)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    assert torch.autograd.gradcheck(lambda X, Q, W: chunked.reduced(X, Q, (W,), pool), leaves[:3])
+    assert torch.autograd.gradcheck(lambda X, Q, W: chunked.reduce(X, Q, (W,), pool), leaves[:3])
     assert torch.autograd.gradcheck(
-        lambda X, Q, up, down: chunked.reduced(X, Q, (up, down), pool), leaves[:2] + leaves[3:]
+        lambda X, Q, up, down: chunked.reduce(X, Q, (up, down), pool), leaves[:2] + leaves[3:]
     )
 
 
@@ -76,11 +76,11 @@ def test_as_plain_broadcasting_in_float32_and_bfloat16(pool: bool, shared: bool)
     B, P, C, D = 2, 9, 5, 16
     leaves = [random(B, P, D), random(*((C, D) if shared else (B, C, D))), random(D, D) / 4]
     X, Q, W = leaves = [leaf.float().requires_grad_() for leaf in leaves]
-    expected = naive.reduced(X, Q, (W,), pool)
+    expected = naive.reduce(X, Q, (W,), pool)
     gradients = torch.autograd.grad(expected.square().sum(), leaves)
     for enabled, tolerance in ((False, 1e-5), (True, 3e-2)):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found = chunked.reduced(X, Q, (W,), pool)
+            found = chunked.reduce(X, Q, (W,), pool)
         assert found.dtype == torch.float32
         for value, true in zip(
             [found, *torch.autograd.grad(found.square().sum(), leaves)], [expected, *gradients], strict=True

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigrl_core.config import GraphConfig, LossConfig, ReconstructionConfig, ScoringConfig
-from sigrl_core.losses import Known, WholeBatch, ranking
-from sigrl_core.model.asked import Asked
+from sigrl_core.model.label_set import LabelSet
 from sigrl_core.model.sigrl import SigRL
+from sigrl_core.training.losses import BatchReducer, Targets, ranking
 
 pytestmark = pytest.mark.parity
 
@@ -31,7 +31,7 @@ NAMES = {
 sizes = st.fixed_dictionaries(
     {"B": st.integers(1, 3), "P": st.integers(1, 5), "C": st.integers(1, 5), "D": st.sampled_from([2, 6])}
 )
-options = st.fixed_dictionaries({"residual": st.booleans(), "unit_rms": st.booleans()})
+options = st.fixed_dictionaries({"residual": st.booleans(), "rms_normalise": st.booleans()})
 
 
 def weights_of(model: SigRL) -> dict:
@@ -51,17 +51,17 @@ def test_scores(size: dict, options: dict, kind: str, graph_residual: bool, head
     B, P, C, D = size.values()
     torch.manual_seed(seed)
     graph = GraphConfig(kind=kind, hidden=4, heads=heads, residual=graph_residual)  # type: ignore[arg-type]
-    model = SigRL(D, graph, ReconstructionConfig(**options), ScoringConfig(patches_kept=kept)).double().eval()
+    model = SigRL(D, graph, ReconstructionConfig(**options), ScoringConfig(top_k_patches=kept)).double().eval()
     patches, glob, labels = (2 * torch.randn(*shape, dtype=torch.float64) for shape in ((B, P, D), (B, D), (C, D)))
     with torch.no_grad():
-        found = model(patches, glob, Asked(labels))
+        found = model(patches, glob, LabelSet(labels))
 
     T, weights = labels.numpy(), weights_of(model)
     G = T if kind == "none" else oracle.graph_embed(T, weights, heads) + (T if graph_residual else 0)
     for b in range(B):
         X = patches[b].numpy()
         O = oracle.mixed(oracle.semantic(X, T, weights), T)  # noqa: E741 - the paper's letter
-        R = oracle.reconstructed(X, O, G, weights, options["residual"], options["unit_rms"])
+        R = oracle.reconstructed(X, O, G, weights, options["residual"], options["rms_normalise"])
         local, overall, score = oracle.scores(R, glob[b].numpy(), T, kept)
         np.testing.assert_allclose(found.local_BC[b], local, rtol=1e-8, atol=1e-10)
         np.testing.assert_allclose(found.global_BC[b], overall, rtol=1e-9, atol=1e-12)
@@ -87,10 +87,10 @@ def test_label_graph_with_edges(C: int, heads: int, seed: int) -> None:
 
 def test_without_reconstruction_patches_are_scored_as_they_come() -> None:
     torch.manual_seed(0)
-    model = SigRL(4, GraphConfig(), ReconstructionConfig(enabled=False), ScoringConfig(patches_kept=2))
+    model = SigRL(4, GraphConfig(), ReconstructionConfig(enabled=False), ScoringConfig(top_k_patches=2))
     assert not list(model.parameters())
     patches, glob, labels = torch.randn(2, 5, 4), torch.randn(2, 4), torch.randn(3, 4)
-    found = model(patches, glob, Asked(labels))
+    found = model(patches, glob, LabelSet(labels))
     for b in range(2):
         expected = oracle.scores(patches[b].double().numpy(), glob[b].double().numpy(), labels.double().numpy(), 2)[2]
         np.testing.assert_allclose(found.scores_BC[b], expected, rtol=1e-5, atol=1e-6)
@@ -101,7 +101,7 @@ def test_the_learned_scale() -> None:
     config = ScoringConfig(learn_scale=True, initial_scale=20.0)
     model = SigRL(4, GraphConfig(), ReconstructionConfig(enabled=False), config)
     assert {name for name, _ in model.named_parameters()} == {"log_scale", "bias"}
-    found = model(torch.randn(2, 5, 4), torch.randn(2, 4), Asked(torch.randn(3, 4)))
+    found = model(torch.randn(2, 5, 4), torch.randn(2, 4), LabelSet(torch.randn(3, 4)))
     torch.testing.assert_close(found.logits_BC, 20 * found.scores_BC)
 
 
@@ -111,6 +111,6 @@ def test_ranking(B: int, C: int, seed: int, scale: float) -> None:
     random = np.random.default_rng(seed)
     scores, states = scale * random.normal(size=(B, C)), random.integers(-1, 2, size=(B, C)).astype(np.int8)
     for b in range(B):
-        known = Known(states_BC=torch.from_numpy(states[b : b + 1]))
-        found = ranking(torch.from_numpy(scores[b : b + 1]), known, LossConfig(), WholeBatch())
+        known = Targets(states_BC=torch.from_numpy(states[b : b + 1]))
+        found = ranking(torch.from_numpy(scores[b : b + 1]), known, LossConfig(), BatchReducer())
         np.testing.assert_allclose(found, oracle.ranking(scores[b], states[b]), rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""What tests of training share: drawn pictures, and their shards."""
+"""What tests of training share: drawn images, and their shards."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import without_clock
 from tests.drawn import drawn_shards, write_drawn
+from tests.in_process import partitions_here
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,8 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(corpus: Path, ray_cluster) -> Path:
-    return drawn_shards(corpus, 48, rows_per_shard=25)
+    with partitions_here():
+        return drawn_shards(corpus, 48, rows_per_shard=25)
 
 
 def epochs_of(out: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: those that it gives, once each, and as good as pictures to all that follows."""
+"""Features of a frozen backbone: those that it gives, once each, and as good as images to all that follows."""
 
 import dataclasses
 import signal
@@ -11,29 +11,31 @@ import numpy as np
 import pytest
 import torch
 
-from sigrl_core.batches import Rows, read_batch
-from sigrl_core.checkpoint import save_clip
 from sigrl_core.config import (
     BackboneConfig,
     CacheFeaturesConfig,
     CalibrateConfig,
     EvaluateConfig,
     OptimConfig,
+    Resources,
     RunConfig,
-    ScaleConfig,
     TrainingConfig,
 )
+from sigrl_core.data.dataset import ShardDataset, read_batch
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import CheckpointError, ConfigError, ShardError, StorageError
-from sigrl_core.evaluation import calibrate
-from sigrl_core.experiment import Experiment
+from sigrl_core.evaluation.calibrate import calibrate
 from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.checkpoint import save_clip
 from sigrl_core.on_ray import cache_features as module
 from sigrl_core.on_ray.cache_features import cache_features
 from sigrl_core.on_ray.train import train
-from sigrl_core.records import ShardFolder
 from sigrl_core.report.evaluation import evaluate_to_report
-from sigrl_core.training import Metrics, TrainingState
+from sigrl_core.training.state import Metrics, TrainingState
+from sigrl_core.training.trainer import Trainer
 from tests.conftest import fingerprint, without_clock
+from tests.in_process import partitions_here
+from tests.processes import joined_to_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -57,7 +59,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[BackboneConfig]:
 @pytest.fixture(scope="module")
 def cached(toybox_shards: ShardFolder, clips: list[BackboneConfig], tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("cached") / "features")
-    cache_features(CacheFeaturesConfig(data=toybox_shards.uri, out=out, backbone=clips[0]), workers=2)
+    cache_features(CacheFeaturesConfig(data=toybox_shards.uri, out=out, backbone=clips[0]), Resources(num_workers=2))
     return out
 
 
@@ -71,7 +73,7 @@ def run_config(backbone: BackboneConfig, **training) -> RunConfig:
 
 def trained_on(data: str, config: RunConfig, out: Path) -> list[Metrics]:
     told: list[Metrics] = []
-    experiment = Experiment(config, data)
+    experiment = Trainer(config, data)
 
     def report(metrics: Metrics | None, state: TrainingState) -> None:
         assert metrics is not None
@@ -93,31 +95,31 @@ def test_features_are_what_the_frozen_blocks_give(
     for key in ("split", "label_counts"):
         assert folder.manifest[key] == toybox_shards.manifest[key]
     for part in ("all", "train", "validation"):
-        rows, pictures = Rows(folder, part), Rows(toybox_shards, part)
+        rows, images = ShardDataset(folder, part), ShardDataset(toybox_shards, part)
         numbers = np.flip(np.arange(len(rows))).copy()
-        found, expected = read_batch(rows, numbers, 48), read_batch(pictures, numbers, 48)
+        found, expected = read_batch(rows, numbers, 48), read_batch(images, numbers, 48)
         assert found.uris == expected.uris
         assert torch.equal(found.states_BC, expected.states_BC)
         assert found.pixels_BHWC is None
         assert found.tokens_BNW is not None
         assert found.tokens_BNW.dtype == torch.float16
-        tokens_BNW = backbone.encode_frozen(expected.pixels_BHWC)
+        tokens_BNW = backbone.forward_frozen(expected.pixels_BHWC)
         torch.testing.assert_close(found.tokens_BNW.float(), tokens_BNW, rtol=SIXTEEN_BITS, atol=1e-3)
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_training_and_measuring_are_as_on_pictures(
+def test_training_and_measuring_are_as_on_images(
     toybox_shards: ShardFolder, clips: list[BackboneConfig], cached: str, tmp_path: Path, hold: bool
 ) -> None:
-    config = run_config(clips[0], hold_features=hold)
-    pictures = trained_on(toybox_shards.uri, config, tmp_path / "pictures")
+    config = run_config(clips[0], cache_features_in_memory=hold)
+    images = trained_on(toybox_shards.uri, config, tmp_path / "pictures")
     features = trained_on(cached, config, tmp_path / "features")
-    for found, expected in zip(features, pictures, strict=True):
+    for found, expected in zip(features, images, strict=True):
         assert without_clock(found) == pytest.approx(without_clock(expected), rel=10 * SIXTEEN_BITS)
     if hold:
         return
     for folder in ("pictures", "features"):
-        calibrate(CalibrateConfig(checkpoint=str(tmp_path / folder), data=cached, part="all"))
+        calibrate(CalibrateConfig(checkpoint=str(tmp_path / folder), data=cached, split="all"))
     rows = {}
     for data in (toybox_shards.uri, cached):
         config = EvaluateConfig(checkpoint=str(tmp_path / "pictures"), data=data, out=str(tmp_path / "measured"))
@@ -127,14 +129,14 @@ def test_training_and_measuring_are_as_on_pictures(
         assert found["gzsl"] == pytest.approx(expected["gzsl"], abs=0.02), expected["name"]
 
 
-def test_without_the_pictures_the_report_says_so(
+def test_without_the_images_the_report_says_so(
     toybox_shards: ShardFolder, clips: list[BackboneConfig], cached: str, tmp_path: Path, monkeypatch
 ) -> None:
     trained_on(cached, run_config(clips[0], max_steps=1), tmp_path / "run")
-    monkeypatch.setattr(ShardFolder, "pictures", lambda self: None)
+    monkeypatch.setattr(ShardFolder, "image_folder", lambda self: None)
     evaluate_to_report(EvaluateConfig(checkpoint=str(tmp_path / "run"), data=cached, out=str(tmp_path / "measured")))
     page = (tmp_path / "measured" / "report.html").read_text()
-    assert page.count("The features that were evaluated have no pictures beside them any more.") == 2
+    assert page.count("The features that were evaluated have no images beside them any more.") == 2
 
 
 def test_small_parts_killed_half_way_end_in_the_same_bytes(
@@ -142,8 +144,10 @@ def test_small_parts_killed_half_way_end_in_the_same_bytes(
 ) -> None:
     out = tmp_path / "killed"
     flags = ["--data", toybox_shards.uri, "--out", str(out), "--backbone.pretrained", clips[0].pretrained]
-    flags += ["--backbone.name", "toybox-vit", "--backbone.frozen-blocks", "2", "--workers", "1"]
-    process = subprocess.Popen([sys.executable, PIPELINE, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    flags += ["--backbone.name", "toybox-vit", "--backbone.frozen-blocks", "2", "--num-workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, PIPELINE, *flags], env=joined_to_ray(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     deadline = time.monotonic() + 240
     while not list(out.glob("parts/*.json")):
         assert time.monotonic() < deadline
@@ -154,15 +158,16 @@ def test_small_parts_killed_half_way_end_in_the_same_bytes(
     with pytest.raises(ShardError, match=r"cache_features\.py has not finished here"):
         ShardFolder.open(str(out))
     config = CacheFeaturesConfig(data=toybox_shards.uri, out=str(out), backbone=clips[0])
-    manifest = cache_features(config, workers=2)
-    assert fingerprint(out) == fingerprint(Path(cached))
-    assert cache_features(config) == manifest
-    shape = manifest["features"]
-    monkeypatch.setattr(module, "PART_BYTES", 5 * 2 * shape["tokens"] * shape["width"])
-    many = cache_features(dataclasses.replace(config, out=str(tmp_path / "many")), workers=2)
+    with partitions_here():
+        manifest = cache_features(config)
+        assert fingerprint(out) == fingerprint(Path(cached))  # which two workers made
+        assert cache_features(config) == manifest
+        shape = manifest["features"]
+        monkeypatch.setattr(module, "PARTITION_BYTES", 5 * 2 * shape["tokens"] * shape["width"])
+        many = cache_features(dataclasses.replace(config, out=str(tmp_path / "many")))
     assert [shard["rows"] for shard in many["shards"]] == [5, 2] * 5 + [5]
-    few = read_batch(Rows(ShardFolder.open(str(out))), np.arange(40), 48)
-    found = read_batch(Rows(ShardFolder.open(str(tmp_path / "many"))), np.arange(40), 48)
+    few = read_batch(ShardDataset(ShardFolder.open(str(out))), np.arange(40), 48)
+    found = read_batch(ShardDataset(ShardFolder.open(str(tmp_path / "many"))), np.arange(40), 48)
     assert found.uris == few.uris
     assert found.tokens_BNW is not None
     torch.testing.assert_close(found.tokens_BNW, few.tokens_BNW, rtol=SIXTEEN_BITS, atol=1e-3)
@@ -178,13 +183,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         cache_features(CacheFeaturesConfig(data=toybox_shards.uri, out=str(out), checkpoint=str(tmp_path / "none")))
     with pytest.raises(StorageError, match="was started with frozen_sha256"):
         cache_features(CacheFeaturesConfig(data=toybox_shards.uri, out=cached, backbone=clips[1]))
-    scale = ScaleConfig(workers=1)
     with pytest.raises(ConfigError, match=r"features, which cannot be augmented; add --training\.augment none"):
-        train(run_config(clips[0], augment="crop_flip"), scale, cached, None, str(out))
+        train(run_config(clips[0], augment="crop_flip"), cached, str(out), resources=Resources())
     for other in (clips[1], dataclasses.replace(clips[0], frozen_blocks=1)):
-        with pytest.raises(ShardError, match=r"features after 2 frozen blocks of toybox-vit .* another seam"):
-            train(run_config(other), scale, cached, None, str(out))
+        with pytest.raises(ShardError, match=r"features after 2 frozen blocks of toybox-vit .* other frozen weights"):
+            train(run_config(other), cached, str(out), resources=Resources())
     assert not out.exists()
     trained_on(toybox_shards.uri, run_config(clips[1], max_steps=1), tmp_path / "other")
-    with pytest.raises(ShardError, match=f"but {tmp_path}/other/checkpoint has other weights below its seam"):
+    with pytest.raises(ShardError, match=f"but {tmp_path}/other/checkpoint has other frozen weights"):
         evaluate_to_report(EvaluateConfig(checkpoint=str(tmp_path / "other"), data=cached, out=str(out)))

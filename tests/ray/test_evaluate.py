@@ -1,4 +1,4 @@
-"""Scoring on many workers: every picture once and in order, the same numbers whoever scores and whoever is killed."""
+"""Scoring on many workers: every image once and in order, the same numbers whoever scores and whoever is killed."""
 
 import dataclasses
 import os
@@ -9,33 +9,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigrl_core.checkpoint import save_checkpoint
-from sigrl_core.config import EvaluateConfig
+from sigrl_core.config import EvaluateConfig, Resources
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import CheckpointError
-from sigrl_core.evaluation import BATCH_SIZE, Comparison, Scored
+from sigrl_core.evaluation.evaluator import Evaluator, ScoredBatch
+from sigrl_core.evaluation.inputs import BATCH_SIZE
+from sigrl_core.model.checkpoint import save_checkpoint
 from sigrl_core.on_ray import evaluate as module
-from sigrl_core.on_ray.evaluate import scored_by_workers
-from sigrl_core.records import ShardFolder
+from sigrl_core.on_ray.evaluate import score_on_workers
 from sigrl_core.report.evaluation import evaluate_to_report
 from tests.conftest import random_states, tagger_of, vocabulary_of, write_shards
+from tests.in_process import one_thread
 from tests.processes import family
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-PICTURES = 5 * BATCH_SIZE + 9
-TOLERANCE = 1e-5
-"""Of scores, absolute: a worker sums with one thread, this process with several."""
+IMAGES = 5 * BATCH_SIZE + 9
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
-    """Two checkpoints beside each other, on pictures of which the last batch is small."""
+    """Two checkpoints beside each other, on images of which the last batch is small."""
     folder = tmp_path_factory.mktemp("measured")
     vocabulary = vocabulary_of(["red", "green", "blue", "black"], ["white", "grey"])
-    shards = write_shards(folder, vocabulary, random_states(PICTURES, 6), rows_per_shard=50)
+    shards = write_shards(folder, vocabulary, random_states(IMAGES, 6), rows_per_shard=50)
     for seed, name in enumerate(("ours", "other")):
         tagger = tagger_of(vocabulary, seed=seed)
-        save_checkpoint(folder / name, tagger.recogniser, tagger.checkpoint.config, {"selected": {}, "history": []})
+        save_checkpoint(folder / name, tagger.model, tagger.checkpoint.config, {"selected": {}, "history": []})
     return EvaluateConfig(
         checkpoint=str(folder / "ours"),
         compare=(f"other={folder / 'other'}",),
@@ -47,53 +47,55 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
 @pytest.fixture(autouse=True)
 def two_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each worker is asked more than once."""
-    monkeypatch.setattr(module, "BATCHES_AT_A_TIME", 2)
+    monkeypatch.setattr(module, "BATCHES_PER_CALL", 2)
 
 
 @pytest.fixture(scope="module")
-def alone(config: EvaluateConfig) -> list[Scored]:
-    """What this process finds."""
-    comparison = Comparison.load(config)
-    return list(comparison.score(comparison.measured_rows(ShardFolder.open(config.data))))
+def alone(config: EvaluateConfig) -> list[ScoredBatch]:
+    """What this process finds, with one thread, as a worker has it."""
+    with one_thread():
+        evaluator = Evaluator.load(config)
+        return list(evaluator.score(evaluator.open_images(ShardFolder.open(config.data))))
 
 
-def assert_same(found: list[Scored], expected: list[Scored], atol: float) -> None:
+def assert_same(found: list[ScoredBatch], expected: list[ScoredBatch]) -> None:
     assert [each.uris for each in found] == [each.uris for each in expected]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.states_BC, other.states_BC)
         assert {name: set(by) for name, by in one.scores.items()} == {n: set(by) for n, by in other.scores.items()}
         for name, by in one.scores.items():
             for protocol, scores in by.items():
-                np.testing.assert_allclose(scores, other.scores[name][protocol], rtol=0, atol=atol)
+                np.testing.assert_array_equal(scores, other.scores[name][protocol])
 
 
-def test_any_number_of_workers_finds_the_same(config: EvaluateConfig, alone: list[Scored], tmp_path: Path) -> None:
-    one, two = (list(scored_by_workers(config, PICTURES, workers)) for workers in (1, 2))
+def test_two_workers_find_what_one_process_finds(
+    config: EvaluateConfig, alone: list[ScoredBatch], tmp_path: Path
+) -> None:
+    two = list(score_on_workers(config, IMAGES, Resources(num_workers=2)))
     uris = [uri for each in two for uri in each.uris]
-    assert len(uris) == len(set(uris)) == PICTURES
-    assert_same(two, one, atol=0)
-    assert_same(two, alone, atol=TOLERANCE)
+    assert len(uris) == len(set(uris)) == IMAGES
+    assert_same(two, alone)
     by_one, by_two = (
         evaluate_to_report(dataclasses.replace(config, out=str(tmp_path / name)), lambda rows, scored=scored: scored)
-        for name, scored in (("one", one), ("two", two))
+        for name, scored in (("one", alone), ("two", two))
     )
     assert by_one == by_two
-    assert by_two["pictures"] == PICTURES
+    assert by_two["images"] == IMAGES
     assert [row["name"] for row in by_two["rows"]][-1] == "other"
 
 
-def test_killed_workers_are_replaced(config: EvaluateConfig, alone: list[Scored]) -> None:
-    scored = scored_by_workers(config, PICTURES, workers=2)
+def test_killed_workers_are_replaced(config: EvaluateConfig, alone: list[ScoredBatch]) -> None:
+    scored = score_on_workers(config, IMAGES, Resources(num_workers=2))
     found = [next(scored)]
     killed = [pid for pid, command in family(os.getpid()).items() if command.startswith("ray::_Scorer")]
     assert len(killed) == 2
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
-    assert_same(found + list(scored), alone, atol=TOLERANCE)
+    assert_same(found + list(scored), alone)
 
 
 def test_what_a_worker_stops_for_is_told_as_it_is(config: EvaluateConfig, tmp_path: Path) -> None:
     missing = dataclasses.replace(config, checkpoint=str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="nothing"):
-        list(scored_by_workers(missing, PICTURES, workers=1))
+        list(score_on_workers(missing, IMAGES, Resources(num_workers=1)))

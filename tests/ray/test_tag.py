@@ -1,10 +1,11 @@
-"""Batch tagging on a real local Ray: one row per picture in listing order, the same bytes whoever works."""
+"""Batch tagging on a real local Ray: one row per image in listing order, the same bytes whoever works."""
 
 import dataclasses
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sigrl_core.config import PreprocessConfig, TagConfig
+from sigrl_core.config import PreprocessConfig, Resources, TagConfig
+from sigrl_core.data.images import REASONS
 from sigrl_core.errors import CheckpointError, ConfigError, CorpusError, StorageError
-from sigrl_core.images import REASONS
-from sigrl_core.on_ray.ingest import preprocess
-from sigrl_core.on_ray.tag import Workers, dry_run, tag
-from sigrl_core.records import load_vocabulary
-from sigrl_core.tagger import Tagger
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.on_ray.preprocess import preprocess
+from sigrl_core.on_ray.tag import dry_run, tag
 from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
 from tests.hostile import hostile
+from tests.in_process import partitions_here
+from tests.processes import joined_to_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -38,21 +41,22 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def album(pictures: Path) -> Path:
-    """The 12 pictures of `pictures`, and four files that are none."""
-    (pictures / "cat" / "empty.jpg").touch()
-    (pictures / "cat" / "text.JPG").write_text("not a picture")
-    (pictures / "dog" / "half.jpg").write_bytes((pictures / "dog" / "06.jpg").read_bytes()[:300])
-    (pictures / "dog" / "notes.txt").write_text("no picture by its name")
-    return pictures
+def album(images: Path) -> Path:
+    """The 12 images of `images`, and four files that are none."""
+    (images / "cat" / "empty.jpg").touch()
+    (images / "cat" / "text.JPG").write_text("not an image")
+    (images / "dog" / "half.jpg").write_bytes((images / "dog" / "06.jpg").read_bytes()[:300])
+    (images / "dog" / "notes.txt").write_text("no image by its name")
+    return images
 
 
 def config_for(checkpoint: Path, album: Path, out: Path, **changes) -> TagConfig:
-    config = TagConfig(checkpoint=str(checkpoint), images=str(album), out=str(out), rows_per_part=4)
+    config = TagConfig(checkpoint=str(checkpoint), images=str(album), out=str(out), rows_per_shard=4)
     return dataclasses.replace(config, **changes)
 
 
-def test_one_row_for_every_picture_in_order(checkpoint: Path, album: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_one_row_for_every_image_in_order(checkpoint: Path, album: Path, tmp_path: Path, capsys) -> None:
     manifest = tag(config_for(checkpoint, album, tmp_path / "out"))
     rows = tagged_rows(tmp_path / "out")
     files = {str(path.relative_to(album)): path for path in album.rglob("*") if path.is_file()}
@@ -74,14 +78,14 @@ def test_one_row_for_every_picture_in_order(checkpoint: Path, album: Path, tmp_p
     assert [uri for table in tables for uri in table["uri"].to_pylist()] == sorted(files)
     for name in ("model", "vocabulary"):
         assert {value for table in tables for value in table[name].to_pylist()} == {manifest[name]}
-    expected = ["_SUCCESS", "_manifest.json", "plan.json", "ranges.json", *(file["name"] for file in manifest["files"])]
+    expected = ["_SUCCESS", "manifest.json", "plan.json", "ranges.json", *(file["name"] for file in manifest["files"])]
     assert sorted(fingerprint(tmp_path / "out")) == sorted(expected)
 
     (one_line,) = re.findall(r'python -c "(import pyarrow.*)"$', (REPOSITORY / "README.md").read_text(), re.MULTILINE)
     exec(one_line.replace("runs/tags", str(tmp_path / "out")))
     assert "cat/00.jpg" in capsys.readouterr().out
 
-    tagger = Tagger.load(str(checkpoint))  # alone, each picture gets the tags it got in its batch
+    tagger = Tagger.load(str(checkpoint))  # alone, each image gets the tags it got in its batch
     good = [row for row in rows if "error" not in row]
     for row in good:
         (tags,) = tagger.tag([(album / row["uri"]).read_bytes()])
@@ -91,23 +95,26 @@ def test_one_row_for_every_picture_in_order(checkpoint: Path, album: Path, tmp_p
 
 
 def test_the_number_of_workers_changes_no_byte_and_the_second_run_finds_it_done(
-    checkpoint: Path, album: Path, tmp_path: Path
+    checkpoint: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outs = [tmp_path / "one", tmp_path / "two"]
-    for workers, out in enumerate(outs, 1):
-        manifest = tag(config_for(checkpoint, album, out), Workers(most=workers))
+    with partitions_here():
+        tag(config_for(checkpoint, album, outs[0]))
+    manifest = tag(config_for(checkpoint, album, outs[1]), Resources(num_workers=2))
     assert fingerprint(outs[0]) == fingerprint(outs[1])
     before = {path: path.stat().st_mtime_ns for path in outs[1].rglob("*")}
-    started = time.monotonic()
+    worked: list[object] = []
+    monkeypatch.setattr("sigrl_core.on_ray.tag.run_partitions", lambda *_, **__: worked.append(_))
     assert tag(config_for(checkpoint, album, outs[1])) == manifest
-    assert time.monotonic() - started < 2
+    assert worked == []
     assert {path: path.stat().st_mtime_ns for path in outs[1].rglob("*")} == before
 
 
+@pytest.mark.usefixtures("in_process")
 def test_words_that_training_never_saw(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     words = ["okapi", "a red star", "drizzle", "Fußgängerzone", "42"]
     (tmp_path / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    asked = {"vocabulary": str(tmp_path / "words.txt"), "rows_per_part": 1000}
+    asked = {"vocabulary": str(tmp_path / "words.txt"), "rows_per_shard": 1000}
     tag(config_for(checkpoint, album, tmp_path / "three", top_k=3, **asked))
     tag(config_for(checkpoint, album, tmp_path / "all", top_k=50, **asked))
     for three, everything in zip(tagged_rows(tmp_path / "three"), tagged_rows(tmp_path / "all"), strict=True):
@@ -119,6 +126,7 @@ def test_words_that_training_never_saw(checkpoint: Path, album: Path, tmp_path: 
             assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_run_in_the_same_folder_is_refused(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint, album, tmp_path / "out")
     tag(config)
@@ -129,7 +137,7 @@ def test_another_run_in_the_same_folder_is_refused(checkpoint: Path, album: Path
         "model": {"checkpoint": str(other)},
         "vocabulary": {"vocabulary": str(tmp_path / "words.txt")},
         "top_k": {"top_k": 2},
-        "rows_per_part": {"rows_per_part": 5},
+        "rows_per_shard": {"rows_per_shard": 5},
     }.items():
         with pytest.raises(StorageError, match=f"was started with {what} = .*; delete the folder or choose another"):
             tag(dataclasses.replace(config, **changes))
@@ -144,12 +152,13 @@ def test_another_run_in_the_same_folder_is_refused(checkpoint: Path, album: Path
     assert fingerprint(tmp_path / "out") == before
 
 
+@pytest.mark.usefixtures("in_process")
 def test_inputs_that_cannot_be_used(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = config_for(checkpoint, album, tmp_path / "out")
     for kind, message, changes in (
         (CheckpointError, "no checkpoint here", {"checkpoint": str(album)}),
-        (CorpusError, "no such folder of pictures", {"images": str(tmp_path / "missing")}),
+        (CorpusError, "no such folder of images", {"images": str(tmp_path / "missing")}),
         (CorpusError, "no files under it", {"images": str(tmp_path / "empty")}),
         (StorageError, "no such file", {"vocabulary": str(tmp_path / "missing.txt")}),
     ):
@@ -159,14 +168,17 @@ def test_inputs_that_cannot_be_used(checkpoint: Path, album: Path, tmp_path: Pat
 
 
 def test_a_killed_run_goes_on_and_writes_the_same_bytes(
-    checkpoint: Path, album: Path, tmp_path: Path, make_picture
+    checkpoint: Path, album: Path, tmp_path: Path, make_image
 ) -> None:
-    for i in range(12, 120):
-        make_picture(i, 600, 500).save(album / "dog" / f"{i}.jpg")
-    config = config_for(checkpoint, album, tmp_path / "killed", rows_per_part=2)
-    arguments = ["--checkpoint", checkpoint, "--images", album, "--out", config.out, "--rows-per-part", 2]
+    """The process of the tests goes on, and writes the bytes of a run that nothing ends."""
+    for i in range(12, 76):
+        make_image(i, 600, 500).save(album / "dog" / f"{i}.jpg")
+    config = config_for(checkpoint, album, tmp_path / "killed", rows_per_shard=2)
+    arguments = ["--checkpoint", checkpoint, "--images", album, "--out", config.out, "--rows-per-shard", 2]
     full = [sys.executable, PIPELINE, *arguments]
-    process = subprocess.Popen([*map(str, full)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*map(str, full)], env=joined_to_ray(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     commits = tmp_path / "killed" / "parts"
     deadline = time.monotonic() + 120
     while len(list(commits.glob("*.json"))) < 3:
@@ -176,55 +188,77 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "_manifest.json").exists()
+    assert not (tmp_path / "killed" / "manifest.json").exists()
     time.sleep(1)  # the model's process may be writing its last part
     kept = {path.stem for path in commits.glob("*.json")}
     parts = {name: tmp_path / "killed" / "tags" / f"{name}.parquet" for name in kept}
     times = {name: path.stat().st_mtime_ns for name, path in parts.items()}
-    assert tag(config)["rows"] == 124
-    assert {name: path.stat().st_mtime_ns for name, path in parts.items()} == times
-    tag(dataclasses.replace(config, out=str(tmp_path / "whole")), Workers(most=2))
+    assert len(kept) < 40
+    with partitions_here():
+        assert tag(config)["rows"] == 80
+        assert {name: path.stat().st_mtime_ns for name, path in parts.items()} == times
+        tag(dataclasses.replace(config, out=str(tmp_path / "whole")))
     assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_killed_between_a_range_s_files_and_its_record(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint, album, tmp_path / "out", format="jsonl", embeddings=True, heat_maps=True)
     tag(config)
     whole, records = fingerprint(tmp_path / "out"), sorted((tmp_path / "out" / "parts").iterdir())
-    for path in (records[1], tmp_path / "out" / "_manifest.json", tmp_path / "out" / "_SUCCESS"):
+    for path in (records[1], tmp_path / "out" / "manifest.json", tmp_path / "out" / "_SUCCESS"):
         path.unlink()
     tag(config)
-    assert json.loads(records[1].read_text())["work"]["pictures"] == 0  # taken from the file that was there
+    assert json.loads(records[1].read_text())["work"]["images"] == 0  # taken from the file that was there
     assert fingerprint(tmp_path / "out") == whole
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_folder_of_version_0_1_0_is_continued(checkpoint: Path, album: Path, tmp_path: Path) -> None:
+    config, out = config_for(checkpoint, album, tmp_path / "out"), tmp_path / "out"
+    manifest = tag(config)
+    plan = json.loads((out / "plan.json").read_text())
+    plan["rows_per_part"] = plan.pop("rows_per_shard")
+    (out / "plan.json").write_text(json.dumps(plan))
+    (out / "manifest.json").rename(out / "_manifest.json")
+    assert tag(config) == manifest
+    assert not (out / "manifest.json").exists()  # nothing was to do
+    shutil.copy(album / "cat" / "00.jpg", album / "cat" / "zz.jpg")
+    assert tag(config)["rows"] == manifest["rows"] + 1
+    assert (out / "manifest.json").exists()
+    assert not (out / "_manifest.json").exists()
+    with pytest.raises(StorageError, match="was started with rows_per_shard = 4, now rows_per_shard = 5"):
+        tag(dataclasses.replace(config, rows_per_shard=5))
+
+
 def read_now(out: Path) -> int:
-    """Pictures that were read for the records as they are."""
-    return sum(json.loads(path.read_text())["work"]["pictures"] for path in (out / "parts").iterdir())
+    """Images that were read for the records as they are."""
+    return sum(json.loads(path.read_text())["work"]["images"] for path in (out / "parts").iterdir())
 
 
-def test_what_came_changed_and_went_since(checkpoint: Path, album: Path, tmp_path: Path, make_picture) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_what_came_changed_and_went_since(checkpoint: Path, album: Path, tmp_path: Path, make_image) -> None:
     config, out = config_for(checkpoint, album, tmp_path / "out"), tmp_path / "out"
     before = tag(config)
     files = {path: path.stat().st_mtime_ns for path in (out / "tags").iterdir()}
     assert read_now(out) == 16
 
-    make_picture(40, 300, 200).save(album / "cat" / "02a.jpg")  # into the first or second range
-    make_picture(41, 300, 200).save(album / "dog" / "06.jpg")  # another picture under an old name
+    make_image(40, 300, 200).save(album / "cat" / "02a.jpg")  # into the first or second range
+    make_image(41, 300, 200).save(album / "dog" / "06.jpg")  # another image under an old name
     (album / "dog" / "notes.txt").unlink()
     manifest = tag(config)
     assert manifest["rows"] == 16
     changed = [path for path in (out / "tags").iterdir() if files.get(path) != path.stat().st_mtime_ns]
     assert 2 <= len(changed) <= 3
     assert {file["name"] for file in manifest["files"]} == {file["name"] for file in before["files"]}
-    again = [json.loads((out / "parts" / f"{path.stem}.json").read_text())["work"]["pictures"] for path in changed]
+    again = [json.loads((out / "parts" / f"{path.stem}.json").read_text())["work"]["images"] for path in changed]
     assert sum(again) == 2
     fresh = dataclasses.replace(config, out=str(tmp_path / "fresh"))
     tag(fresh)
     assert close(tagged_rows(out), tagged_rows(tmp_path / "fresh"))
 
     for i in range(50, 80):  # more than a range may hold: it is cut
-        make_picture(i, 120, 90).save(album / "cat" / f"02{i}.jpg")
+        make_image(i, 120, 90).save(album / "cat" / f"02{i}.jpg")
     for path in album.glob("dog/*.jpg"):
         path.unlink()  # a range without keys has no file
     manifest = tag(config)
@@ -252,21 +286,22 @@ def close(rows: list[dict], others: list[dict]) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_cut_range_is_replaced_at_once(
-    checkpoint: Path, album: Path, tmp_path: Path, make_picture, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, album: Path, tmp_path: Path, make_image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before the manifest, what was there is still there, each key once; then the same command ends it."""
     config, out = config_for(checkpoint, album, tmp_path / "out"), tmp_path / "out"
     tag(config)
     before = {path.name: path.read_bytes() for path in (out / "tags").iterdir()}
     for i in range(50, 62):
-        make_picture(i, 120, 90).save(album / "cat" / f"02{i}.jpg")
+        make_image(i, 120, 90).save(album / "cat" / f"02{i}.jpg")
     with monkeypatch.context() as patch:
         patch.setattr("sigrl_core.on_ray.tag._finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tag(config)
     assert not (out / "_SUCCESS").exists()
-    assert not (out / "_manifest.json").exists()
+    assert not (out / "manifest.json").exists()
     assert {path.name: path.read_bytes() for path in (out / "tags").iterdir()} == before
     done = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
     assert tag(config)["rows"] == 28
@@ -275,6 +310,7 @@ def test_a_cut_range_is_replaced_at_once(
     assert len(set(uris)) == len(uris) == 28
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_other_forms_of_output(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     config = config_for(checkpoint, album, out, format="jsonl", embeddings=True, heat_maps=True, top_k=2)
@@ -294,34 +330,36 @@ def test_the_other_forms_of_output(checkpoint: Path, album: Path, tmp_path: Path
     assert "cut short or damaged" in page
 
 
+@pytest.mark.usefixtures("in_process")
 def test_sidecars_only_where_asked_and_never_over_anything_else(
-    checkpoint: Path, album: Path, tmp_path: Path, make_picture
+    checkpoint: Path, album: Path, tmp_path: Path, make_image
 ) -> None:
-    pictures = sorted(path for path in album.rglob("*") if path.is_file())
+    images = sorted(path for path in album.rglob("*") if path.is_file())
     tag(config_for(checkpoint, album, tmp_path / "out"))
-    assert sorted(path for path in album.rglob("*") if path.is_file()) == pictures
+    assert sorted(path for path in album.rglob("*") if path.is_file()) == images
     config = config_for(checkpoint, album, tmp_path / "beside", format="sidecar")
     tag(config)
     for row in tagged_rows(tmp_path / "beside"):
         assert json.loads((album / f"{row['uri']}.json").read_text()) == row
     assert len(list(album.rglob("*.json"))) == 16
     assert tag(config)["rows"] == 16  # the sidecars are no keys of their own
-    make_picture(9, 90, 90).save(album / "cat" / "new.jpg")
+    make_image(9, 90, 90).save(album / "cat" / "new.jpg")
     (album / "cat" / "new.jpg.json").write_text('{"mine": true}')
-    with pytest.raises(StorageError, match=r"new\.jpg\.json: not written by tag\.py, so it stays"):
+    with pytest.raises(StorageError, match=r"new\.jpg\.json: not written by tag\.py, so it is not overwritten"):
         tag(config)
     assert (album / "cat" / "new.jpg.json").read_text() == '{"mine": true}'
-    with pytest.raises(ConfigError, match="no place beside a picture"):
+    with pytest.raises(ConfigError, match="are not files"):
         config_for(checkpoint, album, tmp_path / "beside", format="sidecar", corpus="webdataset")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_shards_tars_and_tables_are_inputs_too(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     preprocess(PreprocessConfig(corpus="folder", images=str(album), out=str(tmp_path / "shards"), rows_per_shard=5))
-    with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for path in sorted(album.rglob("*.jpg")):
             tar.add(path, arcname=f"{path.parent.name}_{path.name}")
     (tmp_path / "tars").mkdir()
-    (tmp_path / "pictures.tar").rename(tmp_path / "tars" / "pictures.tar")
+    (tmp_path / "images.tar").rename(tmp_path / "tars" / "images.tar")
     tag(config_for(checkpoint, album, tmp_path / "files"))
     by_name = {Path(row["uri"]).name: row for row in tagged_rows(tmp_path / "files")}
     for corpus, images in (("shards", "shards"), ("webdataset", "tars"), ("hugging_face", "shards/shards")):
@@ -339,18 +377,19 @@ def test_shards_tars_and_tables_are_inputs_too(checkpoint: Path, album: Path, tm
         assert tag(config) == manifest
 
 
-def test_pictures_that_could_not_be_reached_are_tagged_again_where_asked(
-    checkpoint: Path, pictures: Path, tmp_path: Path
+@pytest.mark.usefixtures("in_process")
+def test_images_that_could_not_be_reached_are_tagged_again_where_asked(
+    checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     names = [f"cat/0{number}.jpg" for number in range(3)] + [f"dog/0{number}.jpg" for number in range(6, 9)]
     cells = [{"bytes": None, "path": name} for name in names]
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    pq.write_table(pa.table({"image": pa.array(cells, kind)}), pictures / "table.parquet")
-    (pictures / "dog" / "07.jpg").rename(tmp_path / "kept")
-    config = config_for(checkpoint, pictures, tmp_path / "out", corpus="hugging_face", rows_per_part=3)
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), images / "table.parquet")
+    (images / "dog" / "07.jpg").rename(tmp_path / "kept")
+    config = config_for(checkpoint, images, tmp_path / "out", corpus="hugging_face", rows_per_shard=3)
     manifest = tag(config)
     assert manifest["errors"] == {"unreachable": 1}
-    (tmp_path / "kept").rename(pictures / "dog" / "07.jpg")
+    (tmp_path / "kept").rename(images / "dog" / "07.jpg")
     assert tag(config) == manifest
     assert tag(config, retry_failed=True)["errors"] == {}
     assert sorted(path.name for path in (tmp_path / "out" / "tags").iterdir()) == sorted(
@@ -360,20 +399,22 @@ def test_pictures_that_could_not_be_reached_are_tagged_again_where_asked(
     assert tagged_rows(tmp_path / "out") == tagged_rows(tmp_path / "fresh")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_thousands_of_labels(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     words = [f"thing {number}" for number in range(3000)]
     (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
     tag(config_for(checkpoint, album, tmp_path / "out", vocabulary=str(tmp_path / "words.txt"), local_candidates=20))
     tagger = Tagger.load(str(checkpoint), local_candidates=20)
-    asked = load_vocabulary(str(tmp_path / "words.txt"))
+    asked = Vocabulary.load(str(tmp_path / "words.txt"))
     for row in tagged_rows(tmp_path / "out"):
         (tags,) = tagger.tag([(album / row["uri"]).read_bytes()], asked)
         assert tags.labels == [item["label"] for item in row["tags"]]
         assert tags.scores == pytest.approx([item["score"] for item in row["tags"]], abs=1e-5)
 
 
-def test_hostile_files_all_have_their_row(checkpoint: Path, tmp_path: Path, make_picture, encoded) -> None:
-    drawn = [encoded(make_picture(seed, 400, 300)) for seed in range(3)]
+@pytest.mark.usefixtures("in_process")
+def test_hostile_files_all_have_their_row(checkpoint: Path, tmp_path: Path, make_image, encoded) -> None:
+    drawn = [encoded(make_image(seed, 400, 300)) for seed in range(3)]
     files = list(hostile(drawn, 150, seed=2))
     (tmp_path / "in").mkdir()
     odd = [
@@ -394,7 +435,7 @@ def test_hostile_files_all_have_their_row(checkpoint: Path, tmp_path: Path, make
     (tmp_path / "in" / os.fsdecode(b"not \xff utf-8.jpg")).write_bytes(drawn[0])
     with (tmp_path / "in" / "huge").open("wb") as huge:
         huge.truncate(5_000_000_000)
-    manifest = tag(config_for(checkpoint, tmp_path / "in", tmp_path / "out", rows_per_part=40))
+    manifest = tag(config_for(checkpoint, tmp_path / "in", tmp_path / "out", rows_per_shard=40))
     rows = {row["uri"]: row for row in tagged_rows(tmp_path / "out")}
     assert manifest["rows"] == len(rows) == 152
     assert rows["huge"]["error"] == "unreachable"
@@ -407,22 +448,25 @@ def test_hostile_files_all_have_their_row(checkpoint: Path, tmp_path: Path, make
         assert may_be_good or "error" in row, file.kind
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_dry_run_writes_nothing(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint, album, tmp_path / "out")
-    told = dry_run(config, Workers(most=2))
-    assert told.startswith("16 keys in 4 ranges; 4 to work on\nat most 16 pictures to tag: about 0 min with 2 workers")
+    told = dry_run(config, 2)
+    assert told.startswith("16 keys in 4 ranges; 4 to work on\nat most 16 images to tag: about 0 min with 2 workers")
     assert not (tmp_path / "out").exists()
     tag(config)
     before = fingerprint(tmp_path / "out")
-    assert dry_run(config, Workers()) == "16 keys in 4 ranges; 0 to work on"
+    assert dry_run(config, 1) == "16 keys in 4 ranges; 0 to work on"
     assert fingerprint(tmp_path / "out") == before
 
 
 def test_batches_and_processes_change_no_tag(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     """Scores to 1e-5, whatever the batch; the same bytes where only workers or tasks that decode are more."""
-    tag(config_for(checkpoint, album, tmp_path / "plain"))
+    with partitions_here():
+        tag(config_for(checkpoint, album, tmp_path / "plain"))
+        for batch_size in (1, 3):
+            tag(config_for(checkpoint, album, tmp_path / f"{batch_size}", batch_size=batch_size))
     for batch_size in (1, 3):
-        tag(config_for(checkpoint, album, tmp_path / f"{batch_size}", batch_size=batch_size))
         assert close(tagged_rows(tmp_path / f"{batch_size}"), tagged_rows(tmp_path / "plain"))
-    tag(config_for(checkpoint, album, tmp_path / "more"), Workers(most=2, least=1, decode_tasks=2))
+    tag(config_for(checkpoint, album, tmp_path / "more"), Resources(num_workers=2, min_workers=1), decode_tasks=2)
     assert fingerprint(tmp_path / "more") == fingerprint(tmp_path / "plain")

@@ -1,25 +1,27 @@
 """Training under Ray Train on a real local Ray: the same curve whoever works, whatever is killed."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sigrl_core.batches import Rows, num_steps
-from sigrl_core.checkpoint import save_clip
-from sigrl_core.config import RunConfig, ScaleConfig
+from sigrl_core.config import Resources, RunConfig
+from sigrl_core.config.deprecated import FIELDS
+from sigrl_core.config.presets import get_preset
+from sigrl_core.data.dataset import ShardDataset, num_steps
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.demo import toybox
 from sigrl_core.errors import ConfigError, ShardError
+from sigrl_core.inference.tagger import Tagger
 from sigrl_core.model.backbone import load_backbone
+from sigrl_core.model.checkpoint import checkpoint_version, save_clip
 from sigrl_core.on_ray.train import train
-from sigrl_core.presets import get_preset
-from sigrl_core.records import ShardFolder
-from sigrl_core.tagger import Tagger
+from tests.in_process import training_here
 from tests.ray.conftest import compared, epochs_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -41,19 +43,20 @@ def run_config(**training) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def augmented(shards: Path) -> RunConfig:
-    """Three epochs on augmented pictures, in batches whose last one is a single row: one of two workers has none."""
+    """Three epochs on augmented images, in batches whose last one is a single row: one of two workers has none."""
     folder = ShardFolder.open(str(shards))
-    rows = len(Rows(folder, "train", folder.vocabulary.positions("seen")))
+    rows = len(ShardDataset(folder, "train", folder.vocabulary.positions("seen")))
     batch_size = next(size for size in range(8, rows) if rows % size == 1)
-    return run_config(epochs=3, batch_size=batch_size, augment="randaugment", hold_features=False)
+    return run_config(epochs=3, batch_size=batch_size, augment="randaugment", cache_features_in_memory=False)
 
 
 @pytest.fixture(scope="module")
 def trained(shards: Path, augmented: RunConfig, tmp_path_factory) -> dict[int, Path]:
-    """Number of workers -> the folder they trained in."""
+    """Number of workers -> the folder they trained in. The one alone is in the process of the tests."""
     outs = {workers: tmp_path_factory.mktemp("trained") / f"{workers}" for workers in (1, 2)}
     for workers, out in outs.items():
-        result = train(augmented, ScaleConfig(workers=workers), str(shards), None, str(out))
+        with training_here() if workers == 1 else contextlib.nullcontext():
+            result = train(augmented, str(shards), str(out), resources=Resources(num_workers=workers))
         assert result == str(out / "checkpoint")
     return outs
 
@@ -89,10 +92,10 @@ def test_processes_that_decode_change_nothing(
     shards: Path, augmented: RunConfig, trained: dict[int, Path], tmp_path: Path
 ) -> None:
     folder = ShardFolder.open(str(shards))
-    rows = len(Rows(folder, "train", folder.vocabulary.positions("seen")))
+    rows = len(ShardDataset(folder, "train", folder.vocabulary.positions("seen")))
     steps = num_steps(rows, augmented.training.batch_size)
     config = dataclasses.replace(augmented, training=dataclasses.replace(augmented.training, max_steps=steps))
-    train(config, ScaleConfig(workers=1, cpus_per_worker=3), str(shards), None, str(tmp_path / "run"))
+    train(config, str(shards), str(tmp_path / "run"), resources=Resources(num_workers=1, cpus_per_worker=3))
     (found,) = epochs_of(tmp_path / "run")
     assert compared(found) == compared(epochs_of(trained[1])[0])
 
@@ -116,27 +119,53 @@ def test_tensorboard_holds_the_losses(trained: dict[int, Path], augmented: RunCo
 
     events = EventAccumulator(str(trained[2] / "tensorboard"))
     events.Reload()
-    rows = len(Rows(folder := ShardFolder.open(str(shards)), "train", folder.vocabulary.positions("seen")))
+    rows = len(ShardDataset(folder := ShardFolder.open(str(shards)), "train", folder.vocabulary.positions("seen")))
     steps = -(-rows // augmented.training.batch_size)
     assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 3 * steps + 1))
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
         [row["train/loss"] for row in epochs_of(trained[2])], rel=1e-6
     )
-    pictures = events.Tags()["images"]
-    assert len(pictures) == 4
-    for tag in pictures:
+    images = events.Tags()["images"]
+    assert len(images) == 4
+    for tag in images:
         assert [event.step for event in events.Images(tag)] == [1, 2, 3]
         assert (events.Images(tag)[0].width, events.Images(tag)[0].height) == (2 * 48, 48)
     assert {"step/lr", "step/ranking", "step/data_wait_s", "validation/map"} <= set(events.Tags()["scalars"])
 
 
-def test_the_second_run_finds_it_done(trained: dict[int, Path], augmented: RunConfig, shards: Path) -> None:
-    before = fingerprint(trained[2])
-    started = time.monotonic()
-    result = train(augmented, ScaleConfig(workers=1), str(shards), None, str(trained[2]))  # scale is no part of a run
-    assert time.monotonic() - started < 1
+def test_the_second_run_finds_it_done(
+    trained: dict[int, Path], augmented: RunConfig, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, begun = fingerprint(trained[2]), list[object]()
+    for name in ("load_backbone", "_Trainer"):  # it loads no model and starts no worker
+        monkeypatch.setattr(f"sigrl_core.on_ray.train.{name}", lambda *_, **__: begun.append(_))
+    result = train(augmented, str(shards), str(trained[2]), resources=Resources())  # resources are no part of a run
+    assert begun == []
     assert result == str(trained[2] / "checkpoint")
     assert fingerprint(trained[2]) == before
+
+
+def test_a_folder_of_version_0_1_0_is_continued(
+    trained: dict[int, Path], augmented: RunConfig, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(trained[2], out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["checkpoint_sha256"] == checkpoint_version(str(out))
+    (out / "manifest.json").unlink()
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").unlink()
+    del plan["kind"]
+    for new, old in {new: old for old, new in FIELDS["RunConfig"].items()}.items():
+        section, name = new.split(".")
+        plan["config"][section][old.split(".")[1]] = plan["config"][section].pop(name)
+    assert "hold_features" in plan["config"]["training"]
+    (out / "run.json").write_text(json.dumps(plan))
+    assert train(augmented, str(shards), str(out)) == str(out / "checkpoint")
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+    slower = dataclasses.replace(augmented, optim=dataclasses.replace(augmented.optim, head_lr_scale=0.5))
+    with pytest.raises(ConfigError, match=r"holds a training with another config\.optim\.head_lr_scale"):
+        train(slower, str(shards), str(out))
 
 
 def test_another_run_in_the_same_folder_is_refused(trained, augmented: RunConfig, shards: Path, tmp_path: Path) -> None:
@@ -149,9 +178,9 @@ def test_another_run_in_the_same_folder_is_refused(trained, augmented: RunConfig
         ("validation", augmented, shards, str(tmp_path / "moved")),
     ):
         with pytest.raises(ConfigError, match=rf"holds a training with another {key}; choose another --out or delete"):
-            train(config, ScaleConfig(), str(data), validation, str(trained[2]))
+            train(config, str(data), str(trained[2]), validation=validation)
     with pytest.raises(ConfigError, match="holds files of something else"):
-        train(augmented, ScaleConfig(), str(shards), None, str(shards))
+        train(augmented, str(shards), str(shards))
     assert fingerprint(trained[2]) == before
 
 
@@ -159,7 +188,10 @@ def test_files_are_found_by_workers_and_those_of_labels_kept(shards: Path, tmp_p
     """Named from this process' folder, read on two workers, needed no more by the checkpoint; altered ones are another
     run."""
     monkeypatch.chdir(tmp_path)
-    edges = [{"label": "red circle", "hears": "grass"}, {"label": "grass", "hears": "red circle", "weight": 0.5}]
+    edges = [
+        {"source": "grass", "target": "red circle"},
+        {"source": "red circle", "target": "grass", "weight": 0.5},
+    ]
     Path("edges.json").write_text(json.dumps(edges))
     np.save("own.npy", np.random.default_rng(0).normal(size=(66, 24)))
     config = run_config(epochs=1, batch_size=16)
@@ -169,17 +201,17 @@ def test_files_are_found_by_workers_and_those_of_labels_kept(shards: Path, tmp_p
         graph=dataclasses.replace(config.graph, kind="listed", edges="edges.json"),
         backbone=dataclasses.replace(config.backbone, pretrained="clip", label_embeddings="own.npy"),
     )
-    checkpoint = train(config, ScaleConfig(workers=2), str(shards), None, "out")
+    checkpoint = train(config, str(shards), "out", resources=Resources(num_workers=2))
     assert Tagger.load(checkpoint).checkpoint.config.backbone.pretrained == str(tmp_path / "clip")
     np.save("own.npy", np.ones((66, 24)))
     with pytest.raises(ConfigError, match="another label_embeddings_sha256"):
-        train(config, ScaleConfig(workers=2), str(shards), None, "out")
+        train(config, str(shards), "out", resources=Resources(num_workers=2))
     Path("own.npy").unlink()
     Path("edges.json").unlink()
     tagger = Tagger.load(checkpoint)
-    assert tagger.recogniser.edges is not None
-    assert tagger.recogniser.edges.weights == {("red circle", "grass"): 1.0, ("grass", "red circle"): 0.5}
-    assert tagger.recogniser.project.weight.shape == (128, 24)
+    assert tagger.model.edges is not None
+    assert tagger.model.edges.weights == {("grass", "red circle"): 1.0, ("red circle", "grass"): 0.5}
+    assert tagger.model.project.weight.shape == (128, 24)
 
 
 # ---- errors ----
@@ -197,5 +229,5 @@ def test_what_is_wrong_before_the_first_step(shards: Path, tmp_path: Path) -> No
         (ConfigError, r"loss.kind is 'cosine'; expected one of ranking", unknown, shards),
     ):
         with pytest.raises(kind, match=message):
-            train(config, ScaleConfig(), str(tmp_path / data), None, str(tmp_path / "out"))
+            train(config, str(tmp_path / data), str(tmp_path / "out"))
         assert not (tmp_path / "out" / "checkpoint").exists()

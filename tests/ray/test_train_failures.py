@@ -8,17 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _initialize_internal_kv
 from safetensors.torch import load
 
 from sigrl_core.errors import CheckpointError
-from sigrl_core.tagger import Tagger
+from sigrl_core.inference.tagger import Tagger
+from tests.in_process import call
 from tests.processes import apart_from_ray, assert_gone, family, free_ports, noted, wait_for
 from tests.ray.conftest import compared, epochs_of
 
@@ -34,15 +38,18 @@ def start():
         yield lambda *arguments, address=None: note(start_training(*arguments, address=address))
 
 
-def start_training(out: Path, shards: Path, log: Path, *flags: object, address: str | None = None) -> subprocess.Popen:
-    """train.py as a user calls it, on a private Ray or the one of that address, with quick health checks; what it says
-    goes to `log`."""
+def command_of(out: Path, shards: Path, *flags: object) -> list[str]:
     settings = ["--backbone.pretrained", "random", "--graph.dropout", "0", "--training.batch-size", "8"]
-    full = [sys.executable, PIPELINE, "quickstart", "--data", shards, "--out", out, *settings, *flags]
-    environment = {**apart_from_ray(), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    return [*map(str, [PIPELINE, "quickstart", "--data", shards, "--out", out, *settings, *flags])]
+
+
+def start_training(out: Path, shards: Path, log: Path, *flags: object, address: str | None = None) -> subprocess.Popen:
+    """Starts train.py on a private Ray or the one of that address; `log` gets its output."""
+    environment = apart_from_ray()
     environment |= {"RAY_ADDRESS": address} if address else {}
     with log.open("w") as file:
-        return subprocess.Popen([*map(str, full)], stdout=file, stderr=subprocess.STDOUT, env=environment)
+        command = [sys.executable, *command_of(out, shards, *flags)]
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
 
 def latest_saved(out: Path) -> dict | None:
@@ -66,69 +73,77 @@ def saved_step(out: Path) -> int:
 
 
 IN_STEPS = ("--training.batch-size", 2, "--training.epochs", 3, "--training.ema", 0.9, "--graph.dropout", 0.3)
-IN_STEPS += ("--training.no-hold-features", "--training.augment", "randaugment", "--scale.save-every", 5)
+IN_STEPS += ("--training.no-cache-features-in-memory", "--training.augment", "randaugment", "--scale.save-every", 5)
 
 
 def last_state(out: Path) -> dict[str, bytes]:
     """Weights, moments and averages after the last step."""
-    (folder,) = [path for path in (out / "state").glob("step_*") if int(path.name[5:]) == saved_step(out)]
+    folder = max((out / "state").glob("step_*"))  # names sort as steps do
+    assert saved_step(out) in (0, int(folder.name[5:]))  # a training in the process of the tests has no snapshot of Ray
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
 
 
 @pytest.mark.soak
 def test_runs_that_end_inside_an_epoch_go_on_to_the_same_parameters(
-    shards: Path, tmp_path: Path, start, soak: bool, monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, start, soak: bool
 ) -> None:
-    """One run ended three times, in the long form nine: SIGKILL to the driver, SIGTERM to it, SIGKILL to a worker, at
-    random steps; with dropout, augmentation and an average of the weights. MLflow has every epoch once."""
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    """The long form ends a run nine times, at random steps: by SIGKILL to the driver, by SIGTERM to it, and by SIGKILL
+    to it after a worker was killed and replaced. The short form ends it once: a worker is killed and replaced, then the
+    driver gets SIGTERM. With dropout, augmentation and an average of the weights. MLflow has every epoch once. Runs
+    that nothing ends are in the process of the tests."""
     mlflow = f"file://{tmp_path}/mlflow"
-    command = (*IN_STEPS, "--training.epochs", 9 if soak else 3, "--scale.workers", 2)
+    kinds = ("driver", "notice", "worker") * 3 if soak else ("worker, notice",)  # each in an epoch of its own
+    command = (*IN_STEPS, "--training.epochs", len(kinds) + (not soak), "--num-workers", 2)
     whole = tmp_path / "whole"
-    assert start(whole, shards, tmp_path / "log", *command).wait(500) == 0, (tmp_path / "log").read_text()
+    assert call(*command_of(whole, shards, *command, "--scale.save-every", 1000)).returncode == 0
     expected, steps = last_state(whole), saved_step(whole)
     per_epoch = steps // len(epochs_of(whole))
     files = {"checkpoint/weights.safetensors", "state/optimiser.safetensors", "state/weights.safetensors"}
     assert files < set(expected)
     rng = random.Random(20261125)
-    times = 9 if soak else 3  # each in an epoch of its own
     out, log, epochs, everyone = tmp_path / "out", tmp_path / "log of out", list[str](), dict[int, str]()
-    for time_ in range(times):
-        kind = ("driver", "notice", "worker")[time_ % 3]
+
+    def workers(process: subprocess.Popen) -> dict[int, str]:
+        return {pid: name for pid, name in family(process.pid).items() if "ray::RayTrainWorker" in name}
+
+    for time_, kind in enumerate(kinds):
         process = start(out, shards, log, *command, "--scale.mlflow", mlflow)
         enough = max(saved_step(out) + 1, per_epoch * time_ + rng.randrange(1, per_epoch // 2))
         wait_for(lambda enough=enough: saved_step(out) >= enough, process, log)
         members = family(process.pid)
-        everyone |= members
         assert any("raylet" in name for name in members.values())
-        workers = {pid: name for pid, name in members.items() if "ray::RayTrainWorker" in name}
-        assert len(workers) == 2
-        if kind == "worker":
-            os.kill(next(iter(workers)), signal.SIGKILL)
-            continues = time_ < times - 1
-            if continues:  # as a worker alone, then everything
-                wait_for(lambda enough=enough: saved_step(out) > enough, process, log)
-                process.kill()
-                process.wait()
-                continue
-            assert process.wait(300) == 0, log.read_text()
-            break
-        process.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGTERM)
-        assert process.wait(60) == (-signal.SIGKILL if kind == "driver" else 143), log.read_text()
+        if "worker" in kind:
+            before = workers(process)
+            os.kill(next(iter(before)), signal.SIGKILL)
+            wait_for(
+                lambda before=before, process=process: len(workers(process).keys() - before.keys()) == 2, process, log
+            )
+            enough = max(saved_step(out), per_epoch * (time_ + (not soak))) + 1  # in the short form in the next epoch
+            wait_for(lambda enough=enough: saved_step(out) >= enough, process, log)
+            members |= family(process.pid)
+        at_work = workers(process)
+        assert len(at_work) == 2
+        everyone |= members
+        process.send_signal(signal.SIGTERM if "notice" in kind else signal.SIGKILL)
+        assert process.wait(60) == (143 if "notice" in kind else -signal.SIGKILL), log.read_text()
         stopped = saved_step(out)
         assert enough <= stopped < steps
-        if kind == "notice":
-            assert log.read_text().splitlines()[-1] == f"{out}: saved at step {stopped}; the same command goes on"
-        assert_gone(workers)
+        if "notice" in kind:
+            assert (
+                log.read_text().splitlines()[-1]
+                == f"{out}: saved at step {stopped}; run the same command again to resume"
+            )
+        assert_gone(at_work)
         with pytest.raises(CheckpointError, match="has not finished"):
             Tagger.load(str(out))
         lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
         assert lines[: len(epochs)] == epochs  # seconds and all: what was trained is never trained again
         epochs = lines[: stopped // per_epoch]
     assert_gone(everyone)
-    text = log.read_text()
-    assert text.splitlines()[-1] == f"checkpoint: {out}/checkpoint"
-    assert "Traceback" not in text
+    done = call(*command_of(out, shards, *command, "--scale.mlflow", mlflow))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"checkpoint: {out}/checkpoint"
+    assert "Traceback" not in done.stderr
     assert saved_step(out) == steps
     assert epochs
     assert (out / "metrics.jsonl").read_text().splitlines()[: len(epochs)] == epochs
@@ -157,6 +172,8 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.shutdown()
+        if ray.is_initialized():  # the shutdown also removed the key-value client of the Ray of the tests
+            _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 def workers_of(out: Path) -> list[int]:
@@ -169,14 +186,14 @@ def test_a_machine_that_leaves_is_done_without(
     shards: Path, tmp_path: Path, start, cluster: Cluster, soak: bool
 ) -> None:
     """2 -> 1 workers, in the long form -> 2 again: the parameters of a run that never changed size."""
-    command = (*IN_STEPS, "--training.epochs", 12 if soak else 3, "--graph.dropout", 0, "--scale.workers", 2)
-    command += ("--scoring.patches-kept", 36)  # all: where rounding decides which are best, it no longer stays small
+    command = (*IN_STEPS, "--training.epochs", 12 if soak else 2, "--graph.dropout", 0, "--num-workers", 2)
+    command += ("--scoring.top-k-patches", 36)  # all: where rounding decides which are best, it no longer stays small
     alone = tmp_path / "alone"
-    assert start(alone, shards, tmp_path / "log", *command).wait(300) == 0, (tmp_path / "log").read_text()
+    assert call(*command_of(alone, shards, *command, "--scale.save-every", 1000)).returncode == 0
 
     out, log = tmp_path / "out", tmp_path / "elastic log"
     process = start(
-        out, shards, log, *command, "--scale.min-workers", 1, "--scale.resize-seconds", 2, address=cluster.address
+        out, shards, log, *command, "--min-workers", 1, "--scale.resize-seconds", 2, address=cluster.address
     )
     wait_for(lambda: saved_step(out) >= 5, process, log)
     cluster.remove_node(sorted(cluster.worker_nodes, key=str)[0], allow_graceful=False)
@@ -194,33 +211,46 @@ def test_a_machine_that_leaves_is_done_without(
         if name == "head.bias":  # a ranking's gradient for it is 0 but for rounding, and Adam makes whole steps of that
             continue
         furthest = max(furthest, (value - expected[name]).abs().max().item())
-    print(f"workers of each epoch {counts}: no parameter further than {furthest:.1e} from two workers throughout")
+    print(f"workers of each epoch {counts}: no parameter further than {furthest:.1e} from one number throughout")
     assert furthest < 1e-4
 
 
-def test_a_shard_damaged_meanwhile_is_found_once(shards: Path, tmp_path: Path, start) -> None:
+def test_a_shard_damaged_meanwhile_is_found_once(shards: Path, tmp_path: Path) -> None:
     """By workers that start again, of which twenty may: they are not started again for that."""
-    own, out, log = tmp_path / "shards", tmp_path / "out", tmp_path / "log"
+    own, out = tmp_path / "shards", tmp_path / "out"
     shutil.copytree(shards, own)
-    process = start(out, own, log, "--training.epochs", 200, "--scale.workers", 2)
-    wait_for(lambda: saved_epoch(out), process, log)
-    damaged = next((own / "shards").iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    os.kill(next(pid for pid, name in family(process.pid).items() if "ray::RayTrainWorker" in name), signal.SIGKILL)
-    assert process.wait(60) == 1, log.read_text()
-    assert log.read_text().splitlines()[-1].startswith(f"error: {damaged}: "), log.read_text()
-    assert "Traceback" not in log.read_text()
+    damaged, over = next((own / "shards").iterdir()), threading.Event()
+
+    def damage() -> None:
+        while not saved_epoch(out):
+            if over.wait(0.05):
+                return
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+        os.kill(next(pid for pid, name in family(os.getpid()).items() if "ray::RayTrainWorker" in name), signal.SIGKILL)
+
+    thread = threading.Thread(target=damage)
+    thread.start()
+    try:
+        done = call(*command_of(out, own, "--training.epochs", 200, "--num-workers", 2))
+    finally:
+        over.set()
+        thread.join()
+    assert done.returncode == 1, done
+    assert done.stderr.splitlines()[-1].startswith(f"error: {damaged}: "), done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_an_error_on_a_worker_is_one_line(shards: Path, tmp_path: Path, start) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(out, shards, log, "--optim.lr", "1e30", "--scale.workers", 2)
-    assert process.wait(120) == 1, log.read_text()
-    lines = log.read_text().splitlines()
-    assert lines[0] == f"data = {shards}"
-    (error,) = [line for line in lines if not line.startswith("train: ") and " = " not in line]
+def test_an_error_on_a_worker_is_one_line(shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    done = call(*command_of(out, shards, "--optim.lr", "1e30", "--num-workers", 2))
+    assert done.returncode == 1, done
+    assert capfd.readouterr() == ("", "")  # of what does not go through Python's streams
+    assert done.stdout.splitlines()[0] == f"data = {shards}"
+    assert all(" = " in line for line in done.stdout.splitlines())
+    lines = done.stderr.splitlines()
+    (error,) = [line for line in lines if not line.startswith("train: ")]
     assert re.fullmatch(
-        r"error: training: the loss of step \d+ is \S+, its gradient's norm \S+; pictures .* \.\.\.; "
+        r"error: training: the loss of step \d+ is \S+, its gradient's norm \S+; images .* \.\.\.; "
         r"lower optim.lr, or set optim.clip_norm",
         error,
     )

@@ -1,6 +1,7 @@
 """Searches under Ray Tune on a real local Ray: every trial once, the same table whatever is killed."""
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -14,26 +15,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sigrl_core.config import RunConfig, SearchConfig
-from sigrl_core.config_json import from_json
+from sigrl_core.config import Resources, RunConfig, SearchConfig
+from sigrl_core.config.json import from_json
+from sigrl_core.config.presets import get_preset
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import ConfigError, ShardError
-from sigrl_core.experiment import Experiment
-from sigrl_core.on_ray.tune import Places, search
-from sigrl_core.presets import get_preset
-from sigrl_core.records import ShardFolder
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.on_ray.tune import search
 from sigrl_core.report.search import write_search_page
-from sigrl_core.run_log import read_metrics
-from sigrl_core.search import Search, held_out_labels
-from sigrl_core.search_space import Between, GraphSpace, LossSpace, OptimSpace, SearchSpace
-from sigrl_core.tagger import Tagger
-from sigrl_core.training import SELECTION
+from sigrl_core.search.space import GraphSpace, Interval, LossSpace, OptimSpace, SearchSpace
+from sigrl_core.search.study import Study, choose_held_out_labels
+from sigrl_core.training.run_log import read_metrics
+from sigrl_core.training.state import MONITOR
+from sigrl_core.training.trainer import Trainer
 from tests.conftest import vocabulary_of, write_shards
+from tests.in_process import call
 from tests.processes import apart_from_ray, family, noted, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "tune.py"
-TRIALS, EPOCHS = 8, 4
+TRIALS, EPOCHS = 6, 4
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +61,25 @@ def table(out: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def searched(base: RunConfig, data: ShardFolder, out: Path, places: Places | None = None, **options) -> Search:
+def run_search(base: RunConfig, data: ShardFolder, out: Path, concurrency: int | None = 1, **options) -> Study:
     space = options.pop("space", SearchSpace())
-    config = SearchConfig(**({"trials": TRIALS} | options))
-    return search(config, base, space, places or Places(concurrency=1), data.uri, None, str(out), write_search_page)
+    resources = options.pop("resources", None)
+    return search(
+        SearchConfig(**({"trials": TRIALS} | options)),
+        base,
+        space,
+        data.uri,
+        str(out),
+        resources=resources,
+        concurrency=concurrency,
+        finish=write_search_page,
+    )
 
 
 @pytest.fixture(scope="module")
 def one_at_a_time(base: RunConfig, toybox_shards: ShardFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("search") / "search"
-    searched(base, toybox_shards, out)
+    run_search(base, toybox_shards, out)
     return out
 
 
@@ -85,9 +96,9 @@ def test_a_search_and_what_it_leaves(base: RunConfig, toybox_shards: ShardFolder
     tagger = Tagger.load(str(one_at_a_time))
     assert tagger.checkpoint.config == config
     history = tagger.checkpoint.metrics["history"]
-    assert [line[SELECTION] for line in history] == best["by_epoch"]
-    assert tagger.checkpoint.metrics["selected"][SELECTION] == best["objective"]
-    held_out = held_out_labels(toybox_shards.vocabulary, 0.2)
+    assert [line[MONITOR] for line in history] == best["by_epoch"]
+    assert tagger.checkpoint.metrics["selected"][MONITOR] == best["objective"]
+    held_out = choose_held_out_labels(toybox_shards.vocabulary, 0.2)
     assert set(held_out) < set(tagger.vocabulary.subset("unseen").names)
     folders = sorted(path for path in (one_at_a_time / "trials").iterdir() if path.is_dir())
     assert [folder.name for folder in folders] == [f"{number:05d}" for number in range(TRIALS)]
@@ -95,30 +106,40 @@ def test_a_search_and_what_it_leaves(base: RunConfig, toybox_shards: ShardFolder
     assert [folder.name for folder in folders if (folder / "checkpoint").exists()] == [f"{best['trial']:05d}"]
     assert "Objective by trial" in (one_at_a_time / "search.html").read_text()
     assert not (one_at_a_time / "work").exists()
+    manifest = json.loads((one_at_a_time / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["trials"], manifest["best_trial"]) == ("search", TRIALS, best["trial"])
+    assert manifest["best_objective"] == best["objective"]
 
 
 def test_nothing_that_has_ended_runs_again(base: RunConfig, toybox_shards: ShardFolder, one_at_a_time: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (one_at_a_time / "trials").rglob("*") if path.is_file()}
-    searched(base, toybox_shards, one_at_a_time)
+    run_search(base, toybox_shards, one_at_a_time)
     assert {p: p.stat().st_mtime_ns for p in (one_at_a_time / "trials").rglob("*") if p.is_file()} == before
+    manifest = (one_at_a_time / "manifest.json").read_bytes()
+    (one_at_a_time / "manifest.json").unlink()  # version 0.1.0 wrote none, and named two keys of the plan differently
+    plan = json.loads((one_at_a_time / "plan.json").read_text())
+    plan["grace_epochs"], plan["reduction"] = plan.pop("grace_period"), plan.pop("reduction_factor")
+    (one_at_a_time / "plan.json").write_text(json.dumps(plan))
+    run_search(base, toybox_shards, one_at_a_time)
+    assert (one_at_a_time / "manifest.json").read_bytes() == manifest
     with pytest.raises(Exception, match="was started with seed = 0, now seed = 1"):
-        searched(base, toybox_shards, one_at_a_time, seed=1)
+        run_search(base, toybox_shards, one_at_a_time, seed=1)
 
 
 def test_a_trial_among_others_is_the_configuration_alone(
     base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    found = searched(base, toybox_shards, tmp_path / "search", Places(concurrency=2), trials=5, scheduler="none")
-    assert [trial.state for trial in found.ended] == ["complete"] * 5
+    found = run_search(base, toybox_shards, tmp_path / "search", concurrency=2, trials=4, scheduler="none")
+    assert [trial.state for trial in found.ended] == ["complete"] * 4
     for trial in found.ended[1:4:2]:
         alone: list[float] = []
-        experiment = Experiment(
+        experiment = Trainer(
             trial.config,
             toybox_shards.uri,
-            held_out=held_out_labels(toybox_shards.vocabulary, 0.2),
+            held_out=choose_held_out_labels(toybox_shards.vocabulary, 0.2),
             objective="gzsl.map",
         )
-        experiment.fit(lambda metrics, state, alone=alone: alone.append((metrics or {})[SELECTION]))
+        experiment.fit(lambda metrics, state, alone=alone: alone.append((metrics or {})[MONITOR]))
         assert alone == pytest.approx(list(trial.epochs), abs=1e-6)
 
 
@@ -145,7 +166,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_table(
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-        done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=400)
+    done = call(*command[1:], "--resume")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert table(out) == table(one_at_a_time)
@@ -161,9 +182,9 @@ def test_trials_that_fail_are_told_and_the_search_ends_well(
     space = SearchSpace(
         graph=GraphSpace(kind=("complete",), heads=(4, 3)),
         loss=LossSpace(kind=("ranking", "nonsense")),
-        optim=OptimSpace(lr=Between(low=1e-2, high=1e14, log=True)),
+        optim=OptimSpace(lr=Interval(low=1e-2, high=1e14, log=True)),
     )
-    found = searched(
+    found = run_search(
         base, toybox_shards, tmp_path / "search", trials=10, sampler="random", scheduler="none", space=space
     )
     reasons = [trial.reason for trial in found.ended if trial.state == "failed"]
@@ -200,7 +221,7 @@ def test_a_trial_whose_process_is_lost_runs_once_more(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        found = searched(base, toybox_shards, out, trials=2)
+        found = run_search(base, toybox_shards, out, trials=2)
     finally:
         over.set()
         killer.join()
@@ -217,7 +238,8 @@ def test_a_trial_whose_process_is_lost_runs_once_more(
 def test_where_no_trial_comes_to_a_result(base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path) -> None:
     space = SearchSpace(loss=LossSpace(kind=("nonsense",)))
     with pytest.raises(ConfigError, match=r"none of 2 trials came to a result: loss\.kind is 'nonsense'"):
-        searched(base, toybox_shards, tmp_path / "search", trials=2, space=space)
+        run_search(base, toybox_shards, tmp_path / "search", trials=2, space=space)
+    assert not (tmp_path / "search" / "manifest.json").exists()
     assert not (tmp_path / "search" / "best.json").exists()
 
 
@@ -225,20 +247,21 @@ def test_more_than_there_is_room_for_is_refused_with_the_arithmetic(
     base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path
 ) -> None:
     cores = os.cpu_count() or 1
-    for places, told in (
-        (Places(concurrency=4, workers=cores), f"want {4 * cores} CPUs, and there are {cores}"),
-        (Places(cpus_per_worker=cores + 1), f"want {cores + 1} CPUs, and there are {cores}"),
-        (Places(gpus_per_worker=1), "want 1 GPUs, and there are 0"),
+    for resources, concurrency, told in (
+        (Resources(num_workers=cores), 4, f"need {4 * cores} CPUs, and there are {cores}"),
+        (Resources(cpus_per_worker=cores + 1), None, f"need {cores + 1} CPUs, and there are {cores}"),
+        (Resources(gpus_per_worker=1), None, "need 1 GPUs, and there are 0"),
+        (Resources(num_workers=2, min_workers=1), None, "min_workers is 1, which tune cannot use"),
     ):
         with pytest.raises(ConfigError, match=told):
-            searched(base, toybox_shards, tmp_path / "search", places)
+            run_search(base, toybox_shards, tmp_path / "search", concurrency, resources=resources)
     with pytest.raises(ConfigError, match="0 of 50 seen labels would be held out"):
-        searched(base, toybox_shards, tmp_path / "search", held_out=0.001)
+        run_search(base, toybox_shards, tmp_path / "search", held_out=0.001)
     states_NC = np.zeros((20, 4), np.int8)
     states_NC[:, 0] = 1
     unmeasurable = write_shards(tmp_path / "shards", vocabulary_of(["a", "b", "c", "d"]), states_NC)
     with pytest.raises(ShardError, match="shows a label that is held out, so the objective cannot be measured"):
-        searched(base, unmeasurable, tmp_path / "search")
+        run_search(base, unmeasurable, tmp_path / "search")
     assert not (tmp_path / "search").exists()
 
 
@@ -247,22 +270,22 @@ def test_trials_of_two_workers(
 ) -> None:
     """Beside another Ray on the same machine: the tests' own."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    done = command(PIPELINE, *flags(toybox_shards.uri, tmp_path / "search"), "--workers", "2", "--trials", "3")
+    done = command(PIPELINE, *flags(toybox_shards.uri, tmp_path / "search"), "--num-workers", "2", "--trials", "3")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines()[-2].startswith("3 trials, ")
     pairs = list(zip(table(tmp_path / "search"), table(one_at_a_time), strict=False))
     assert len(pairs) == 3
-    # Adam makes whole steps of what the order of sums leaves, and of ten pictures mAP takes large ones
+    # Adam makes whole steps of what the order of sums leaves, and of ten images mAP takes large ones
     curves = [read_metrics(str(where / "trials" / "00000")) for where in (tmp_path / "search", one_at_a_time)]
     assert len(curves[0]) == len(curves[1]) == EPOCHS
     for by_two, by_one in zip(*curves, strict=True):
         assert by_two["train/loss"] == pytest.approx(by_one["train/loss"], rel=3e-3)
-        assert by_two[SELECTION] == pytest.approx(by_one[SELECTION], abs=3e-2)
+        assert by_two[MONITOR] == pytest.approx(by_one[MONITOR], abs=3e-2)
     assert curves[0][0]["train/loss"] == pytest.approx(curves[1][0]["train/loss"], rel=5e-5)
     assert [row["state"] for row, _ in pairs] == ["complete", "complete", "stopped"]
     tagger = Tagger.load(str(tmp_path / "search"))
     best = max(table(tmp_path / "search"), key=lambda row: row["objective"])
-    assert tagger.checkpoint.metrics["selected"][SELECTION] == best["objective"]
-    assert [line[SELECTION] for line in tagger.checkpoint.metrics["history"]] == best["by_epoch"]
+    assert tagger.checkpoint.metrics["selected"][MONITOR] == best["objective"]
+    assert [line[MONITOR] for line in tagger.checkpoint.metrics["history"]] == best["by_epoch"]
     assert not list((tmp_path / "search" / "trials").glob("*/state"))

@@ -1,4 +1,4 @@
-"""Probabilities and thresholds from held-out pictures, beside scikit-learn and by hand."""
+"""Probabilities and thresholds from held-out images, beside scikit-learn and by hand."""
 
 import json
 from dataclasses import replace
@@ -9,15 +9,23 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score
 
-from sigrl_core.calibration import Calibration, Curve, choose_threshold, fit_calibration, fit_curve, sigmoid
-from sigrl_core.checkpoint import add_calibration, load_checkpoint, save_checkpoint
 from sigrl_core.config import CalibrateConfig
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import CheckpointError, ConfigError, ShardError
-from sigrl_core.evaluation import Comparison, calibrate, evaluate
+from sigrl_core.evaluation.calibrate import calibrate
+from sigrl_core.evaluation.evaluator import Evaluator, evaluate
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.labels.vocabulary import Vocabulary
 from sigrl_core.metrics import expected_calibration_error, f1_per_label, reliability
-from sigrl_core.records import ShardFolder
-from sigrl_core.tagger import Tagger
-from sigrl_core.vocabulary import Vocabulary
+from sigrl_core.model.calibration import (
+    Calibration,
+    CalibrationCurve,
+    choose_threshold,
+    fit_calibration,
+    fit_curve,
+    sigmoid,
+)
+from sigrl_core.model.checkpoint import add_calibration, load_checkpoint, save_checkpoint
 from tests.conftest import tagger_of, vocabulary_of
 
 pytestmark = pytest.mark.unit
@@ -67,28 +75,33 @@ def test_curves_find_the_truth(method: str) -> None:
     logits_NC, states_NC = drawn()
     calibration = fit_calibration(logits_NC, states_NC, VOCABULARY, replace(CONFIG, method=method))
     where = np.array([0.0, 1.5, 3.0])
-    np.testing.assert_allclose(calibration.of("often")(where), sigmoid(2 * where - 3), atol=0.06)
-    np.testing.assert_allclose(calibration.of("seldom")(where), sigmoid(where - 4), atol=0.06)
+    np.testing.assert_allclose(calibration.curve_of("often")(where), sigmoid(2 * where - 3), atol=0.06)
+    np.testing.assert_allclose(calibration.curve_of("seldom")(where), sigmoid(where - 4), atol=0.06)
     fresh_NC, fresh_states_NC = drawn(seed=1)
     probability_NC = calibration.probabilities(fresh_NC, VOCABULARY.names)
     raw = expected_calibration_error(sigmoid(fresh_NC), fresh_states_NC)
     assert expected_calibration_error(probability_NC, fresh_states_NC) < raw / 10
     assert calibration.held_out["ece_after"] < calibration.held_out["ece_before"] / 10
-    assert (calibration.held_out["pictures"], calibration.held_out["labels_with_their_own_curve"]) == (4000, 2)
+    assert (calibration.held_out["images"], calibration.held_out["labels_with_their_own_curve"]) == (4000, 2)
 
 
 def test_labels_with_too_few_examples_share_the_fallback() -> None:
-    """`seldom` has its own curve with enough pictures; unseen and unheard-of labels never do, but thresholds differ."""
+    """`seldom` has its own curve with enough images; unseen and unheard-of labels never do, but thresholds differ."""
     logits_NC, states_NC = drawn(400)
     logits_NC[:, 2] -= 1
     config = replace(CONFIG, min_examples=int((states_NC[:, 1] > 0).sum()) + 1)
     calibration = fit_calibration(logits_NC, states_NC, VOCABULARY, config)
-    assert [calibration.of(name).own for name in ("often", "seldom", "never", "martian")] == [True, False, False, False]
-    assert calibration.of("martian") is calibration.fallback
+    assert [calibration.curve_of(name).own for name in ("often", "seldom", "never", "martian")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert calibration.curve_of("martian") is calibration.fallback
     for name in ("seldom", "never"):
-        assert calibration.of(name).slope == calibration.fallback.slope
-    assert calibration.of("seldom").positives == (states_NC[:, 1] > 0).sum()
-    assert calibration.of("never").threshold != calibration.of("seldom").threshold
+        assert calibration.curve_of(name).slope == calibration.fallback.slope
+    assert calibration.curve_of("seldom").positives == (states_NC[:, 1] > 0).sum()
+    assert calibration.curve_of("never").threshold != calibration.curve_of("seldom").threshold
 
 
 def test_a_curve_never_falls() -> None:
@@ -112,11 +125,11 @@ def test_thresholds_keep_what_was_asked_for() -> None:
     rng = np.random.default_rng(0)
     probabilities = sigmoid(rng.normal(-2, 3, 20000))
     present = rng.random(20000) < probabilities
-    for goal, measured in (
+    for criterion, measured in (
         ("precision", lambda tags: present[tags].mean()),
         ("recall", lambda tags: tags[present].mean()),
     ):
-        tags = probabilities >= choose_threshold(probabilities, goal, 0.9)
+        tags = probabilities >= choose_threshold(probabilities, criterion, 0.9)
         assert measured(tags) == pytest.approx(0.9, abs=0.02)
     best = max(f1_score(present, probabilities >= t) for t in np.linspace(0.05, 0.95, 91))
     assert f1_score(present, probabilities >= choose_threshold(probabilities, "f1")) > best - 0.005
@@ -124,12 +137,12 @@ def test_thresholds_keep_what_was_asked_for() -> None:
 
 def test_nothing_to_learn_from() -> None:
     logits_NC, states_NC = drawn(100)
-    with pytest.raises(ShardError, match=r"d: 0 labels present and \d+ absent among 100 held-out pictures"):
+    with pytest.raises(ShardError, match=r"d: 0 labels present and \d+ absent among 100 held-out images"):
         fit_calibration(logits_NC, np.where(states_NC == 1, 0, states_NC), VOCABULARY, CONFIG)
 
 
 def test_nonsense_is_refused() -> None:
-    for key, value in (("at", 0.0), ("min_examples", 0), ("platt_strength", 0.0)):
+    for key, value in (("target", 0.0), ("min_examples", 0), ("platt_strength", 0.0)):
         with pytest.raises(ConfigError, match=f"{key} is "):
             replace(CONFIG, **{key: value})
 
@@ -138,6 +151,9 @@ def test_json_and_back() -> None:
     for method in ("platt", "isotonic"):
         calibration = fit_calibration(*drawn(200), VOCABULARY, replace(CONFIG, method=method))
         assert Calibration.parse(calibration.to_json(), VOCABULARY, "here") == calibration
+    old = json.loads(calibration.to_json())  # as version 0.1.0 wrote it
+    old["goal"], old["held_out"]["pictures"] = old.pop("criterion"), old["held_out"].pop("images")
+    assert Calibration.parse(json.dumps(old), VOCABULARY, "here") == calibration
     with pytest.raises(CheckpointError, match="here: made for vocabulary"):
         Calibration.parse(calibration.to_json(), vocabulary_of(["other"]), "here")
     for text in ("{", "{}", '{"curves": 1}', json.dumps({"curves": {"a": {"points": [[1]]}}, "fallback": {}})):
@@ -151,26 +167,26 @@ def test_json_and_back() -> None:
 @pytest.fixture
 def checkpoint(toybox_shards: ShardFolder, tmp_path: Path) -> str:
     tagger = tagger_of(toybox_shards.vocabulary)
-    save_checkpoint(tmp_path / "c", tagger.recogniser, tagger.checkpoint.config, {"selected": {}, "history": []})
+    save_checkpoint(tmp_path / "c", tagger.model, tagger.checkpoint.config, {"selected": {}, "history": []})
     return str(tmp_path / "c")
 
 
 def test_a_checkpoint_is_calibrated_in_its_place(checkpoint: str, toybox_shards: ShardFolder) -> None:
-    config = CalibrateConfig(checkpoint=checkpoint, data=toybox_shards.uri, part="all", min_examples=2)
+    config = CalibrateConfig(checkpoint=checkpoint, data=toybox_shards.uri, split="all", min_examples=2)
     before = load_checkpoint(checkpoint)
     assert before.calibration is None
-    assert evaluate(Comparison(Tagger(before), {}), toybox_shards).metrics["calibration"] is None
+    assert evaluate(Evaluator(Tagger(before), {}), toybox_shards).metrics["calibration"] is None
     made = calibrate(config)
     tagger = Tagger.load(checkpoint)
     assert tagger.calibration == made
-    measured = evaluate(Comparison(tagger, {}), toybox_shards).metrics["calibration"]
+    measured = evaluate(Evaluator(tagger, {}), toybox_shards).metrics["calibration"]
     assert set(measured) == {"seen", "unseen"}
     assert all(values["ece_after"] < values["ece_before"] for values in measured.values())
     assert calibrate(config) == made  # once more changes nothing
 
 
 def test_probabilities_are_tags(checkpoint: str, toybox_shards: ShardFolder) -> None:
-    calibrate(CalibrateConfig(checkpoint=checkpoint, data=toybox_shards.uri, part="all", min_examples=2))
+    calibrate(CalibrateConfig(checkpoint=checkpoint, data=toybox_shards.uri, split="all", min_examples=2))
     tagger = Tagger.load(checkpoint)
     jpegs = toybox_shards.read_shard(0)["image"].to_pylist()
     for tags in tagger.tag(jpegs, threshold=0.1):
@@ -180,9 +196,9 @@ def test_probabilities_are_tags(checkpoint: str, toybox_shards: ShardFolder) -> 
     assert {len(tags.labels) for tags in everything} == {66}
     for tags, all_of_it in zip(tagger.tag(jpegs, threshold="calibrated"), everything, strict=True):
         pairs = zip(all_of_it.labels, all_of_it.scores, strict=True)
-        assert tags.labels == [name for name, p in pairs if p >= tagger.calibration.of(name).threshold - 1e-12]
+        assert tags.labels == [name for name, p in pairs if p >= tagger.calibration.curve_of(name).threshold - 1e-12]
     assert {len(tags.labels) for tags in tagger.tag(jpegs, top_k=2, threshold=0.0)} == {2}
-    strangers = Vocabulary.of(["martian", "red star"])
+    strangers = Vocabulary.from_names(["martian", "red star"])
     alone, among = (tagger.tag(jpegs, vocabulary, threshold=0.0) for vocabulary in (strangers, tagger.vocabulary))
     for few, many in zip(alone, among, strict=True):
         found, expected = (dict(zip(t.labels, t.scores, strict=True))["red star"] for t in (few, many))
@@ -211,5 +227,5 @@ def test_without_calibration_there_are_no_probabilities(checkpoint: str, toybox_
 
 
 def test_a_curve_of_points_stays_inside_them() -> None:
-    curve = Curve(points=((0.0, 0.1), (1.0, 0.5)))
+    curve = CalibrationCurve(points=((0.0, 0.1), (1.0, 0.5)))
     np.testing.assert_allclose(curve(np.array([-9, 0.5, 9])), [0.1, 0.3, 0.5])

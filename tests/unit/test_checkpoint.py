@@ -12,8 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sigrl_core import records
-from sigrl_core.checkpoint import (
+from sigrl_core.errors import CheckpointError, StorageError
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io.checksums import sha256_of
+from sigrl_core.labels.vocabulary import Label, Vocabulary
+from sigrl_core.model.checkpoint import (
     is_checkpoint,
     load_checkpoint,
     load_clip,
@@ -21,9 +24,6 @@ from sigrl_core.checkpoint import (
     save_checkpoint,
     save_clip,
 )
-from sigrl_core.errors import CheckpointError, StorageError
-from sigrl_core.tagger import Tagger
-from sigrl_core.vocabulary import Label, Vocabulary
 from tests.conftest import tagger_of
 
 pytestmark = pytest.mark.unit
@@ -32,7 +32,7 @@ VOCABULARY = Vocabulary(
     (
         Label(name="red star", prompts=("a red star", "étoile rouge")),
         Label(name="sand"),
-        Label(name="snow", split="unseen"),
+        Label(name="snow", group="unseen"),
     )
 )
 METRICS = {"selected": {"validation/map": 0.1234567890123}, "history": [{"epoch": 1, "train/loss": 2.5}, {"epoch": 2}]}
@@ -46,7 +46,7 @@ def tagger() -> Tagger:
 @pytest.fixture(scope="module")
 def saved(tagger: Tagger, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "a new folder" / "checkpoint"
-    save_checkpoint(folder, tagger.recogniser, tagger.checkpoint.config, METRICS)
+    save_checkpoint(folder, tagger.model, tagger.checkpoint.config, METRICS)
     return folder
 
 
@@ -73,7 +73,7 @@ def edit_manifest(folder: Path, **changes: object) -> None:
 def sign(folder: Path, name: str) -> None:
     """Makes the manifest agree with a file that was changed, as someone who means it would."""
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    edit_manifest(folder, files={**files, name: records.sha256_of((folder / name).read_bytes())})
+    edit_manifest(folder, files={**files, name: sha256_of((folder / name).read_bytes())})
 
 
 # ---- what was saved is loaded ----
@@ -83,9 +83,9 @@ def test_scores_survive_to_the_last_bit(tagger: Tagger, saved: Path) -> None:
     torch.manual_seed(5)
     loaded = Tagger.load(str(saved))
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8))
-    for vocabulary in (VOCABULARY, Vocabulary.of(["water", "a green ring"])):
-        expected = tagger.score(tagger.encode(pixels), vocabulary)
-        assert np.array_equal(loaded.score(loaded.encode(pixels), vocabulary), expected)
+    for vocabulary in (VOCABULARY, Vocabulary.from_names(["water", "a green ring"])):
+        expected = tagger.score(tagger.encode_images(pixels), vocabulary)
+        assert np.array_equal(loaded.score(loaded.encode_images(pixels), vocabulary), expected)
         assert np.ptp(expected) > 0
 
 
@@ -95,10 +95,10 @@ def test_everything_else_survives(tagger: Tagger, saved: Path) -> None:
     assert loaded.metrics == METRICS
     assert loaded.config == tagger.checkpoint.config
     assert loaded.uri == str(saved)
-    assert not loaded.recogniser.training
-    assert loaded.recogniser.backbone.description == tagger.recogniser.backbone.description
-    expected = tagger.recogniser.state_dict()
-    found = loaded.recogniser.state_dict()
+    assert not loaded.model.training
+    assert loaded.model.backbone.description == tagger.model.backbone.description
+    expected = tagger.model.state_dict()
+    found = loaded.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -106,11 +106,11 @@ def test_everything_else_survives(tagger: Tagger, saved: Path) -> None:
 def test_the_teacher_stays_the_original_clip(tmp_path: Path) -> None:
     """Also when the backbone has moved away from it."""
     moved = tagger_of(VOCABULARY)
-    original = moved.recogniser.teacher.proj.clone()
+    original = moved.model.teacher.proj.clone()
     with torch.no_grad():
-        moved.recogniser.backbone.clip.visual.proj += 1
-    save_checkpoint(tmp_path / "c", moved.recogniser, moved.checkpoint.config, {})
-    loaded = load_checkpoint(str(tmp_path / "c")).recogniser
+        moved.model.backbone.clip.visual.proj += 1
+    save_checkpoint(tmp_path / "c", moved.model, moved.checkpoint.config, {})
+    loaded = load_checkpoint(str(tmp_path / "c")).model
     assert torch.equal(loaded.teacher.proj, original)
     assert torch.equal(loaded.backbone.clip.visual.proj, original + 1)
 
@@ -135,7 +135,7 @@ def test_saving_again_replaces_what_lies_there(tagger: Tagger, copy: Path) -> No
     (copy / "left over").write_text("x")
     (copy.with_name("copy.partial")).mkdir()
     (copy.with_name("copy.partial") / "half").write_text("x")
-    save_checkpoint(copy, tagger.recogniser, tagger.checkpoint.config, {"history": [1]})
+    save_checkpoint(copy, tagger.model, tagger.checkpoint.config, {"history": [1]})
     assert load_checkpoint(str(copy)).metrics == {"history": [1]}
     assert not (copy / "left over").exists()
     assert list(copy.parent.iterdir()) == [copy]
@@ -160,7 +160,7 @@ def cut(folder: Path) -> None:
 
 def edit_config(folder: Path) -> None:
     path = folder / "config.json"
-    path.write_text(path.read_text().replace('"patches_kept": 16', '"patches_kept": 15'))
+    path.write_text(path.read_text().replace('"top_k_patches": 16', '"top_k_patches": 15'))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_changed_folders_are_refused(copy: Path, change: Callable[[Path], None],
         ("config.json", '"hidden": 8', '"hidden": 16', "size mismatch"),
         ("config.json", '"hidden"', '"hiden"', "unknown key graph.hiden"),
         ("config.json", "{", "", "not valid JSON"),
-        ("vocabulary.json", '"split": "seen"', '"split": "sen"', "split is 'sen'"),
+        ("vocabulary.json", '"split": "seen"', '"split": "sen"', 'split is "sen"'),
         ("backbone.json", '"name"', '"nam"', "'name'"),
         ("metrics.json", "{", "", "cannot be loaded"),
     ],
@@ -208,9 +208,9 @@ def test_a_signed_change_that_does_not_fit_is_refused_in_words(
 
 
 def test_a_clip_is_no_checkpoint_with_a_head(tagger: Tagger, tmp_path: Path) -> None:
-    save_clip(tmp_path / "clip", tagger.recogniser.backbone)
+    save_clip(tmp_path / "clip", tagger.model.backbone)
     assert f"train one on it (train.py --backbone.pretrained {tmp_path}/clip)" in refusal(tmp_path / "clip")
-    loaded, expected = load_clip(tmp_path / "clip").state_dict(), tagger.recogniser.backbone.state_dict()
+    loaded, expected = load_clip(tmp_path / "clip").state_dict(), tagger.model.backbone.state_dict()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     os.truncate(tmp_path / "clip/weights.safetensors", 1000)
     with pytest.raises(CheckpointError, match="sha256"):
@@ -232,7 +232,12 @@ def test_nothing_there(tmp_path: Path, saved: Path) -> None:
     assert "no such folder" in refusal(tmp_path / "missing")
     assert "give the --out of train.py" in refusal(tmp_path)
     assert refusal(saved / "config.json")
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "plan.json").write_text('{"kind": "search"}')
+    assert "no checkpoint here" in refusal(tmp_path)
+    (tmp_path / "plan.json").write_text('{"kind": "training"}')
+    assert "this training has not finished an epoch; run the same train.py command again" in refusal(tmp_path)
+    (tmp_path / "plan.json").unlink()
+    (tmp_path / "run.json").write_text("{}")  # its name in version 0.1.0
     assert "this training has not finished an epoch; run the same train.py command again" in refusal(tmp_path)
 
 
@@ -265,6 +270,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_nothing_to_accept(tagger: Tagger, small_disk: Path) -> None:
     with pytest.raises(StorageError, match=r"checkpoint cannot be written .* free space or choose another --out"):
-        save_checkpoint(small_disk / "run/checkpoint", tagger.recogniser, tagger.checkpoint.config, {})
+        save_checkpoint(small_disk / "run/checkpoint", tagger.model, tagger.checkpoint.config, {})
     assert list((small_disk / "run").iterdir()) == []
     assert "no checkpoint here" in refusal(small_disk / "run")

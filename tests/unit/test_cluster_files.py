@@ -149,6 +149,25 @@ def test_what_is_served(name: str, application: dict[str, Any]) -> None:
     Arguments(**application["args"])
 
 
+def test_arguments_of_a_serve_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """Objects from serve.py; names of version 0.1.0 from a file."""
+    from sigrl_core.config import Replicas, ServeConfig
+    from sigrl_core.on_ray.serve import Arguments
+
+    expected = ServeConfig(checkpoint="c", allow_anonymous=True), Replicas(min_replicas=2, max_replicas=3)
+    arguments = Arguments(config=expected[0], replicas=expected[1])
+    assert (arguments.config, arguments.replicas) == expected
+    assert capsys.readouterr().err == ""
+    old = {"config": {"checkpoint": "c", "open_to_everyone": True}, "replicas": {"least": 2, "most": 3}}
+    arguments = Arguments.model_validate(old)
+    assert (arguments.config, arguments.replicas) == expected
+    assert capsys.readouterr().err.splitlines() == [
+        "Serve file: config.open_to_everyone is deprecated; use config.allow_anonymous",
+        "Serve file: replicas.least is deprecated; use replicas.min_replicas",
+        "Serve file: replicas.most is deprecated; use replicas.max_replicas",
+    ]
+
+
 def test_ray_up() -> None:
     """By Ray's own schema, which an unknown field fails."""
     from ray.autoscaler._private.util import prepare_config, validate_config

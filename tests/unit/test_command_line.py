@@ -2,7 +2,8 @@ import errno
 
 import pytest
 
-from sigrl_core import command_line
+from sigrl_core import errors
+from sigrl_core.cli import common as command_line
 from sigrl_core.config import RunConfig
 from sigrl_core.errors import ImageError, ShardError, StorageError
 
@@ -24,7 +25,7 @@ def test_statuses(capsys) -> None:
     assert status(ShardError("shards: 3 rows, expected 4;\n run again")) == 1
     assert capsys.readouterr().err == "error: shards: 3 rows, expected 4; run again\n"
     assert status(KeyboardInterrupt()) == 130
-    assert "goes on where it stopped" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 def test_bugs_keep_their_traceback() -> None:
@@ -38,17 +39,17 @@ def test_errors_from_other_processes_count_as_themselves() -> None:
             super().__init__("Traceback (most recent call last): ...")
             self.cause = cause
 
-    assert command_line.explain(CarrierError(StorageError("a: gone"))) == "a: gone"
+    assert errors.explain(CarrierError(StorageError("a: gone"))) == "a: gone"
     wrapped = RuntimeError("worker died")
     wrapped.__cause__ = CarrierError(ImageError("empty", "0 bytes"))
-    assert command_line.explain(wrapped) == "empty: 0 bytes"
-    assert command_line.explain(RuntimeError("worker died")) is None
+    assert errors.explain(wrapped) == "empty: 0 bytes"
+    assert errors.explain(RuntimeError("worker died")) is None
 
 
 def test_a_full_disk_anywhere_is_named() -> None:
     wrapped = RuntimeError("cannot save")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/data/x")
-    assert command_line.explain(wrapped) == "/data/x: disk full; free some space and run the same command again"
+    assert errors.explain(wrapped) == "/data/x: disk full; free some space and run the same command again"
 
 
 def test_configuration_is_printed_with_dotted_names(capsys) -> None:

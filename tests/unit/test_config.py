@@ -4,7 +4,7 @@ import json
 import pytest
 
 from sigrl_core.config import OptimConfig, PreprocessConfig, RunConfig
-from sigrl_core.config_json import from_json, to_json
+from sigrl_core.config.json import from_json, to_json
 from sigrl_core.errors import ConfigError
 
 pytestmark = pytest.mark.unit

@@ -4,11 +4,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from sigrl_core.corpora import CORPORA, Listing, Row, get_corpus, label_states, told
-from sigrl_core.corpora.listing_file import Listed, write_listing
+from sigrl_core.corpora import CORPORA, ListedImage, Listing, apply_label_policy, get_corpus, label_states
+from sigrl_core.corpora.listing_file import ListingSummary, write_listing
 from sigrl_core.errors import CorpusError
-from sigrl_core.records import sha256_of
-from sigrl_core.vocabulary import Label, Vocabulary
+from sigrl_core.io.checksums import sha256_of
+from sigrl_core.labels.vocabulary import Label, Vocabulary
 
 pytestmark = pytest.mark.unit
 
@@ -18,34 +18,34 @@ def write(path, content) -> str:
     return str(path)
 
 
-def test_unknown_corpora_list_the_known_ones() -> None:
+def test_an_unknown_corpus_is_an_error_with_the_known_ones() -> None:
     with pytest.raises(CorpusError, match=", ".join(CORPORA)):
         get_corpus("voc2")
 
 
-def test_folder_takes_labels_from_sub_folders(pictures, read_corpus) -> None:
-    rows, vocabulary = read_corpus("folder", pictures)
+def test_folder_reads_labels_from_sub_folders(images, read_corpus) -> None:
+    rows, vocabulary = read_corpus("folder", images)
     assert vocabulary.names == ["cat", "dog"]
     assert [row.uri for row in rows] == sorted(row.uri for row in rows)
-    assert rows[0] == Row("cat/00.jpg", ("cat",), size=(pictures / "cat/00.jpg").stat().st_size)
-    (pictures / "top.PNG").write_bytes(b"")
-    (pictures / "dog" / "deep").mkdir()
-    (pictures / "dog" / "deep" / "1.webp").write_bytes(b"")
-    (pictures / "notes.txt").write_bytes(b"")
-    rows = {row.uri: row.labels for row in read_corpus("folder", pictures)[0]}
+    assert rows[0] == ListedImage("cat/00.jpg", ("cat",), size=(images / "cat/00.jpg").stat().st_size)
+    (images / "top.PNG").write_bytes(b"")
+    (images / "dog" / "deep").mkdir()
+    (images / "dog" / "deep" / "1.webp").write_bytes(b"")
+    (images / "notes.txt").write_bytes(b"")
+    rows = {row.uri: row.labels for row in read_corpus("folder", images)[0]}
     assert len(rows) == 14
     assert rows["top.PNG"] is None
     assert rows["dog/deep/1.webp"] == ("dog",)
 
 
-def test_flat_folder_has_no_labels(pictures, read_corpus) -> None:
-    rows, vocabulary = read_corpus("folder", pictures / "cat")
+def test_flat_folder_has_no_labels(images, read_corpus) -> None:
+    rows, vocabulary = read_corpus("folder", images / "cat")
     assert len(vocabulary) == 0
     assert {row.labels for row in rows} == {None}
     assert label_states(rows, vocabulary).shape == (6, 0)
 
 
-def test_folder_errors(tmp_path, pictures, read_corpus) -> None:
+def test_folder_errors(tmp_path, images, read_corpus) -> None:
     list_corpus = partial(read_corpus, "folder")
     with pytest.raises(CorpusError, match="no such folder"):
         list_corpus(tmp_path / "missing")
@@ -53,9 +53,9 @@ def test_folder_errors(tmp_path, pictures, read_corpus) -> None:
     with pytest.raises(CorpusError, match=r"no image files with suffixes .jpg, .* under it"):
         list_corpus(tmp_path / "empty")
     with pytest.raises(CorpusError, match="takes no annotations"):
-        list_corpus(pictures, "a.json")
+        list_corpus(images, "a.json")
     with pytest.raises(CorpusError, match="expected the folder"):
-        list_corpus(pictures / "cat" / "00.jpg")
+        list_corpus(images / "cat" / "00.jpg")
 
 
 def test_jsonl(tmp_path, read_corpus) -> None:
@@ -68,9 +68,9 @@ def test_jsonl(tmp_path, read_corpus) -> None:
     annotations = write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines))
     rows, vocabulary = read_corpus("jsonl", tmp_path, annotations)
     assert rows == [
-        Row("a.jpg", ("dog", "cat"), None),
-        Row("s3://bucket/b.jpg", ("cat",), ("bird",)),
-        Row("c.jpg", None, None),
+        ListedImage("a.jpg", ("dog", "cat"), None),
+        ListedImage("s3://bucket/b.jpg", ("cat",), ("bird",)),
+        ListedImage("c.jpg", None, None),
     ]
     assert vocabulary.names == ["bird", "cat", "dog"]
     assert label_states(rows, vocabulary).tolist() == [[-1, 1, 1], [-1, 1, 0], [0, 0, 0]]
@@ -134,46 +134,52 @@ def test_coco_errors(tmp_path) -> None:
 
 
 def test_unseen_labels_stay_unknown_when_only_seen_ones_were_annotated() -> None:
-    vocabulary = Vocabulary((Label(name="cat"), Label(name="okapi", split="unseen"), Label(name="dog")))
-    rows = [Row("a", ("cat",)), Row("b", ("okapi",)), Row("c", None), Row("d", (), ("okapi",))]
+    vocabulary = Vocabulary((Label(name="cat"), Label(name="okapi", group="unseen"), Label(name="dog")))
+    rows = [
+        ListedImage("a", ("cat",)),
+        ListedImage("b", ("okapi",)),
+        ListedImage("c", None),
+        ListedImage("d", (), ("okapi",)),
+    ]
     states = label_states(rows, vocabulary, "seen")
     assert states.dtype == np.int8
     assert states.tolist() == [[1, 0, -1], [-1, 1, -1], [0, 0, 0], [0, -1, 0]]
     assert label_states(rows[:1], vocabulary, "all").tolist() == [[1, -1, -1]]
 
 
-def test_what_training_is_told() -> None:
+def test_label_policies() -> None:
     states = np.array([1, -1, 0, 1, -1, 1], np.int8)
-    assert told(states, "full", "00", 0) is states
-    assert told(states, "positives-only", "00", 0).tolist() == [1, 0, 0, 1, 0, 1]
+    assert apply_label_policy(states, "full", "00", 0) is states
+    assert apply_label_policy(states, "positives-only", "00", 0).tolist() == [1, 0, 0, 1, 0, 1]
     shas = [sha256_of(bytes([n])) for n in range(200)]
-    kept = [told(states, "single-positive", sha, 0) for sha in shas]
-    assert {tuple(np.flatnonzero(one)) for one in kept} == {(0,), (3,), (5,)}
-    assert all((one[one != 0] == 1).all() for one in kept)
+    kept = [apply_label_policy(states, "single-positive", sha, 0) for sha in shas]
+    assert {tuple(np.flatnonzero(states_C)) for states_C in kept} == {(0,), (3,), (5,)}
+    assert all((states_C[states_C != 0] == 1).all() for states_C in kept)
     counts = np.sum(kept, 0)[[0, 3, 5]]
-    assert counts.min() > 45, counts  # of 200 a third each; 45 is three standard deviations below
+    assert counts.min() > 45, counts  # a third of 200 each; 45 is three standard deviations less
     assert all(
-        np.array_equal(told(states, "single-positive", sha, 0), one) for sha, one in zip(shas, kept, strict=True)
+        np.array_equal(apply_label_policy(states, "single-positive", sha, 0), states_C)
+        for sha, states_C in zip(shas, kept, strict=True)
     )
-    other = [told(states, "single-positive", sha, 1) for sha in shas]
-    assert sum(map(np.array_equal, kept, other)) < 110  # the seed draws anew: a third stays the same
+    other = [apply_label_policy(states, "single-positive", sha, 1) for sha in shas]
+    assert sum(map(np.array_equal, kept, other)) < 110  # another seed keeps a third of the choices
     nothing = np.array([-1, 0], np.int8)
-    assert told(nothing, "single-positive", "00", 0).tolist() == [0, 0]
+    assert apply_label_policy(nothing, "single-positive", "00", 0).tolist() == [0, 0]
 
 
-def test_labels_that_the_vocabulary_lacks() -> None:
-    vocabulary = Vocabulary.of(["traffic light", "dog"])
+def test_labels_that_are_not_in_the_vocabulary() -> None:
+    vocabulary = Vocabulary.from_names(["traffic light", "dog"])
 
-    def look(*rows: Row) -> Listed:
+    def summarise(*rows: ListedImage) -> ListingSummary:
         return write_listing(Listing(rows), None, vocabulary)
 
     with pytest.raises(CorpusError, match=r"x.jpg: label 'trafic light' .* did you mean 'traffic light'"):
-        look(Row("x.jpg", ("trafic light",)))
+        summarise(ListedImage("x.jpg", ("trafic light",)))
     with pytest.raises(CorpusError, match="of 2 labels"):
-        look(Row("y.jpg", ("dog",)), Row("x.jpg", ("zebra",)))
+        summarise(ListedImage("y.jpg", ("dog",)), ListedImage("x.jpg", ("zebra",)))
     with pytest.raises(CorpusError, match="both in labels and in negatives"):
-        look(Row("x.jpg", ("dog",), ("dog",)))
-    assert look(Row("x.jpg", ("dog",))).vocabulary == vocabulary
+        summarise(ListedImage("x.jpg", ("dog",), ("dog",)))
+    assert summarise(ListedImage("x.jpg", ("dog",))).vocabulary == vocabulary
 
 
 FILES = ("jsonl", "csv", "parquet", "coco", "voc", "yolo", "open_images", "nus_wide", "nus_wide_81")
@@ -195,12 +201,12 @@ def test_wrong_paths_of_annotations(tmp_path, corpus: str) -> None:
 
 
 @pytest.mark.parametrize("corpus", sorted(CORPORA.keys() - {"jsonl", "csv", "parquet"}))
-def test_wrong_paths_of_pictures(tmp_path, corpus: str) -> None:
-    """Lists may have locations of their own and need no folder; all others do."""
+def test_wrong_paths_of_images(tmp_path, corpus: str) -> None:
+    """All corpora require the folder of images, except lists, which may contain absolute locations."""
     (tmp_path / "TestImagelist.txt").write_bytes(b"x")
     annotations = dict.fromkeys(("folder", "files", "shards", "webdataset", "hugging_face")) | dict.fromkeys(
         FOLDERS, str(tmp_path)
     )
-    for images, message in (("missing", "no such folder of pictures"), ("TestImagelist.txt", "expected the folder")):
+    for images, message in (("missing", "no such folder of images"), ("TestImagelist.txt", "expected the folder")):
         with pytest.raises(CorpusError, match=f"{images}: .*{message}"):
             get_corpus(corpus)(str(tmp_path / images), annotations.get(corpus, str(tmp_path / "TestImagelist.txt")))

@@ -1,4 +1,4 @@
-"""Pictures inside tars and Parquet files: how they are listed, and how all kinds of rows get their bytes."""
+"""Images in tar and Parquet files: listing them, and reading the bytes of all kinds of images."""
 
 import io
 import json
@@ -9,20 +9,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tenacity
 from pyarrow import fs
 
-from sigrl_core import storage
-from sigrl_core.corpora import Row, get_corpus, label_states
-from sigrl_core.corpora import pictures as pictures_module
-from sigrl_core.corpora.ahead import FILES_IN_FLIGHT, ahead
-from sigrl_core.corpora.pictures import fetch
+from sigrl_core.corpora import ListedImage, get_corpus, image_files, label_states
+from sigrl_core.corpora.image_files import read_images
 from sigrl_core.errors import CorpusError, ImageError, StorageError
+from sigrl_core.io import storage
+from sigrl_core.io.prefetch import FILES_IN_FLIGHT
+from sigrl_core.io.retry import is_transient
+from sigrl_core.io.store_file import StoreFile
 
 pytestmark = pytest.mark.unit
 
 
 class Store:
-    """A store under gs://bucket/ with a local folder behind it, which counts what is read of it."""
+    """A store under gs://bucket/ that reads from a local folder and records the reads."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.reads, self.opened = root, [], []
@@ -45,9 +47,11 @@ class _Handler(fs.FSSpecHandler):
         return self.local.get_file_info([self._path(path) for path in paths])
 
     def get_file_info_selector(self, selector):
-        found = self.local.get_file_info(fs.FileSelector(self._path(selector.base_dir), recursive=selector.recursive))
+        infos = self.local.get_file_info(fs.FileSelector(self._path(selector.base_dir), recursive=selector.recursive))
         start = len(str(self.store.root)) + 1
-        return [fs.FileInfo(one.path[start:], type=one.type, size=one.size, mtime_ns=one.mtime_ns) for one in found]
+        return [
+            fs.FileInfo(info.path[start:], type=info.type, size=info.size, mtime_ns=info.mtime_ns) for info in infos
+        ]
 
     def open_input_file(self, path: str):
         self.store.opened.append(path)
@@ -67,11 +71,11 @@ class _File(io.FileIO):
 
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Store:
-    found, local = Store(tmp_path), storage.filesystem_for
+    store, local = Store(tmp_path), storage.filesystem_for
     monkeypatch.setattr(
-        storage, "filesystem_for", lambda uri: found.filesystem_for(uri) if uri.startswith("gs://") else local(uri)
+        storage, "filesystem_for", lambda uri: store.filesystem_for(uri) if uri.startswith("gs://") else local(uri)
     )
-    return found
+    return store
 
 
 # ---- WebDataset ----
@@ -92,30 +96,30 @@ def write_tar(path: Path, files: dict[str, bytes | dict | tarfile.TarInfo], form
 
 
 def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    found = tarfile.TarInfo(name)
-    found.type, found.linkname = kind, target
-    return found
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
 
 
-def picture(size: int, fill: bytes = b"\xff") -> bytes:
+def image_bytes(size: int, fill: bytes = b"\xff") -> bytes:
     return fill * size
 
 
 FIRST = {
-    "./0001.jpg": picture(70_000),
+    "./0001.jpg": image_bytes(70_000),
     "./0001.json": {"labels": ["dog", "cat "], "caption": "not read"},
     "0002.json": {"label": "cat", "negatives": ["bird"]},
-    "0002.JPEG": picture(3),
+    "0002.JPEG": image_bytes(3),
     "deep": member("deep", tarfile.DIRTYPE),
-    "deep/0003.v1.png": picture(4),  # its kind is v1.png
-    "deep/0003.webp": picture(5),
-    "deep/0003.seg.png": picture(6),
+    "deep/0003.v1.png": image_bytes(4),  # its kind is v1.png
+    "deep/0003.webp": image_bytes(5),
+    "deep/0003.seg.png": image_bytes(6),
     "deep/0003.txt": b"bird\n\ndog\n",
     "0004.cls": b"1\n",
-    "0004.gif": picture(7),
-    "0005.png": picture(8),
-    "0006.mp3": picture(9),
-    "._0007.jpg": picture(10),
+    "0004.gif": image_bytes(7),
+    "0005.png": image_bytes(8),
+    "0006.mp3": image_bytes(9),
+    "._0007.jpg": image_bytes(10),
     "README": b"no sample",
 }
 
@@ -135,7 +139,7 @@ def test_webdataset(tmp_path, read_corpus, format: int) -> None:
     long = "x" * 120 + "/0001"
     write_tar(tmp_path / "tars/a.tar", FIRST, format)
     if format != tarfile.USTAR_FORMAT:
-        write_tar(tmp_path / "tars/z/b.tar", {f"{long}.jpg": picture(11), f"{long}.cls": b"2"}, format)
+        write_tar(tmp_path / "tars/z/b.tar", {f"{long}.jpg": image_bytes(11), f"{long}.cls": b"2"}, format)
     (tmp_path / "names.txt").write_text("bird\ncat\ndog\n")
     rows, vocabulary = read_corpus("webdataset", tmp_path / "tars", tmp_path / "names.txt")
     assert vocabulary.names == ["bird", "cat", "dog"]
@@ -146,12 +150,12 @@ def test_webdataset(tmp_path, read_corpus, format: int) -> None:
     assert label_states(rows[:5], vocabulary).tolist() == [[-1, 1, 1], [-1, 1, 0], [1, -1, 1], [-1, 1, -1], [0, 0, 0]]
     for row in rows:
         data = (tmp_path / "tars" / row.uri.partition("#")[0]).read_bytes()
-        assert data[row.offset : row.offset + row.size] == picture(row.size)
+        assert data[row.offset : row.offset + row.size] == image_bytes(row.size)
         assert data[row.offset - 1 : row.offset] != b"\xff"
-    assert [len(data) for data in fetch(str(tmp_path / "tars"), rows)] == [row.size for row in rows]
+    assert [len(data) for data in read_images(str(tmp_path / "tars"), rows)] == [row.size for row in rows]
 
 
-def test_webdataset_without_names_of_classes(tmp_path, read_corpus) -> None:
+def test_webdataset_without_class_names(tmp_path, read_corpus) -> None:
     write_tar(tmp_path / "a.tar", FIRST)
     rows, vocabulary = read_corpus("webdataset", tmp_path)
     assert [(row.uri, row.labels, row.negatives, row.size) for row in rows] == rows_of_first(("1",))
@@ -159,71 +163,70 @@ def test_webdataset_without_names_of_classes(tmp_path, read_corpus) -> None:
 
 
 def test_webdataset_in_a_store(tmp_path, store, read_corpus) -> None:
-    """Few requests, and the same rows."""
-    files = {f"{n:03d}.{kind}": data for n in range(50) for kind, data in (("jpg", picture(60_000)), ("cls", b"3"))}
+    """There are few requests, and the same images are listed."""
+    files = {f"{n:03d}.{kind}": data for n in range(50) for kind, data in (("jpg", image_bytes(60_000)), ("cls", b"3"))}
     write_tar(tmp_path / "tars/a.tar", files)
     rows, _ = read_corpus("webdataset", "gs://bucket/tars")
     assert len(rows) == 50
     assert rows == read_corpus("webdataset", tmp_path / "tars")[0]
     assert len(store.reads) <= 4
     store.opened.clear()
-    assert [len(data) for data in fetch("gs://bucket/tars", rows)] == [60_000] * 50
+    assert [len(data) for data in read_images("gs://bucket/tars", rows)] == [60_000] * 50
     assert store.opened == ["tars/a.tar"]
     assert max(store.reads[4:]) == 60_000
 
 
-def test_listing_a_tar_on_a_disk_reads_no_pictures(tmp_path, monkeypatch) -> None:
-    write_tar(tmp_path / "a.tar", {f"{n}.jpg": picture(1_000_000) for n in range(10)})
-    found, reads = storage.reading, []
+def test_listing_a_tar_on_a_disk_reads_no_images(tmp_path, monkeypatch) -> None:
+    write_tar(tmp_path / "a.tar", {f"{n}.jpg": image_bytes(1_000_000) for n in range(10)})
+    reads = []
 
     class Counted(io.FileIO):
         def readinto(self, buffer) -> int:
             reads.append(len(buffer))
             return super().readinto(buffer)
 
-    monkeypatch.setattr(storage, "reading", lambda uri: Counted(uri))
-    assert len(list(get_corpus("webdataset")(str(tmp_path)).rows)) == 10
+    monkeypatch.setattr(storage, "open_input", lambda uri: Counted(uri))
+    assert len(list(get_corpus("webdataset")(str(tmp_path)).images)) == 10
     assert 0 < sum(reads) < 500_000
-    assert found is not storage.reading
 
 
-def damaged(data: bytes, at: int, with_: bytes) -> bytes:
-    return data[:at] + with_ + data[at + len(with_) :]
+def damaged(data: bytes, offset: int, replacement: bytes) -> bytes:
+    return data[:offset] + replacement + data[offset + len(replacement) :]
 
 
-ONE = {"1.jpg": picture(600), "1.json": {"labels": ["cat"]}, "2.jpg": picture(600)}  # headers at 0, 1536, 2560
+TAR = {"1.jpg": image_bytes(600), "1.json": {"labels": ["cat"]}, "2.jpg": image_bytes(600)}  # headers at 0, 1536, 2560
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda data: b"", "a.tar, byte 0: not a tar, or damaged"),
+        (lambda data: b"", "a.tar, byte 0: not a tar file, or damaged"),
         (lambda data: b"\x1f\x8b" + data, "a.tar, byte 0: not a tar"),
-        (lambda data: data[:1300], "a.tar, byte 1536: not a tar, or damaged .unexpected end"),
-        (lambda data: data[:2000], "a.tar, byte 1536: not a tar, or damaged"),
-        (lambda data: data[:3500], "a.tar, byte 4096: not a tar, or damaged .unexpected end"),
-        (lambda data: damaged(data, 2570, b"?"), "a.tar, byte 2560: not a tar, or damaged .neither a header nor"),
-        (lambda data: damaged(data, 1536, b"?"), "a.tar, byte 1536: not a tar, or damaged"),
+        (lambda data: data[:1300], "a.tar, byte 1536: not a tar file, or damaged .unexpected end"),
+        (lambda data: data[:2000], "a.tar, byte 1536: not a tar file, or damaged"),
+        (lambda data: data[:3500], "a.tar, byte 4096: not a tar file, or damaged .unexpected end"),
+        (lambda data: damaged(data, 2570, b"?"), "a.tar, byte 2560: not a tar file, or damaged .neither a header nor"),
+        (lambda data: damaged(data, 1536, b"?"), "a.tar, byte 1536: not a tar file, or damaged"),
     ],
 )
 def test_damaged_tars(tmp_path, read_corpus, spoil, message: str) -> None:
-    path = write_tar(tmp_path / "a.tar", ONE)
+    path = write_tar(tmp_path / "a.tar", TAR)
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(CorpusError, match=message):
         read_corpus("webdataset", tmp_path)
 
 
 def test_a_tar_without_an_end_is_whole(tmp_path, read_corpus) -> None:
-    path = write_tar(tmp_path / "a.tar", ONE)
+    path = write_tar(tmp_path / "a.tar", TAR)
     path.write_bytes(path.read_bytes()[:4096])
     assert [row.labels for row in read_corpus("webdataset", tmp_path)[0]] == [("cat",), None]
 
 
 def huge_name(size: int) -> bytes:
-    """A header that says a name of so many bytes follows."""
-    found = tarfile.TarInfo("././@LongLink")
-    found.type, found.size = tarfile.GNUTYPE_LONGNAME, size
-    return found.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    """Returns a header that declares a name of `size` bytes."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, size
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
 
 
 @pytest.mark.parametrize(
@@ -236,13 +239,16 @@ def huge_name(size: int) -> bytes:
         ({"l": member("1.jpg", tarfile.FIFOTYPE)}, "'1.jpg' is a link, a device"),
         ({"1.jpg": b"x", "1.json": b"{"}, r"a.tar#1.json, byte 1536: not valid json \(Expecting"),
         ({"1.jpg": b"x", "1.json": b"[]"}, "a.tar#1.json, byte 1536: expected an object, found"),
-        ({"1.jpg": b"x", "1.json": {"labels": {"cat": 1}}}, "a.tar#1.json, byte 1536: labels must be texts or numbers"),
-        ({"1.jpg": b"x", "1.json": {"labels": [True]}}, "labels must be texts or numbers of classes"),
-        ({"1.jpg": b"x", "1.json": {"label": 2}}, "a.tar#1.json, byte 1536: class 2, but there are 2 names"),
+        (
+            {"1.jpg": b"x", "1.json": {"labels": {"cat": 1}}},
+            "#1.json, byte 1536: labels must be texts or class numbers",
+        ),
+        ({"1.jpg": b"x", "1.json": {"labels": [True]}}, "labels must be texts or class numbers"),
+        ({"1.jpg": b"x", "1.json": {"label": 2}}, "a.tar#1.json, byte 1536: class 2, but there are 2 class names"),
         ({"1.jpg": b"x", "1.cls": b"cat"}, "a.tar#1.cls, byte 1536: not valid cls"),
-        ({"1.jpg": b"x", "1.cls": b"-1"}, "a.tar#1.cls, byte 1536: class -1, but there are 2 names"),
+        ({"1.jpg": b"x", "1.cls": b"-1"}, "a.tar#1.cls, byte 1536: class -1, but there are 2 class names"),
         ({"1.jpg": b"x", "1.txt": b"\xff"}, "a.tar#1.txt, byte 1536: not valid txt .*utf-8"),
-        ({"1.mp3": b"x"}, "no pictures in tars"),
+        ({"1.mp3": b"x"}, "no images in tars"),
     ],
 )
 def test_webdataset_errors(tmp_path, read_corpus, files: dict, message: str) -> None:
@@ -252,10 +258,10 @@ def test_webdataset_errors(tmp_path, read_corpus, files: dict, message: str) -> 
         read_corpus("webdataset", tmp_path, tmp_path / "names.txt")
 
 
-def test_what_a_header_claims_is_not_believed(tmp_path, read_corpus) -> None:
+def test_huge_sizes_in_a_header_are_refused(tmp_path, read_corpus) -> None:
     (tmp_path / "a.tar").write_bytes(huge_name(8_000_000_000))
     with pytest.raises(
-        CorpusError, match=r"a.tar, byte 0: not a tar, or damaged \(8000000000 bytes of names or labels"
+        CorpusError, match=r"a.tar, byte 0: not a tar file, or damaged \(8000000000 bytes of names or labels"
     ):
         read_corpus("webdataset", tmp_path)
     sparse = tarfile.TarInfo("1.jpg")
@@ -266,7 +272,7 @@ def test_what_a_header_claims_is_not_believed(tmp_path, read_corpus) -> None:
 
 
 def test_webdataset_without_tars(tmp_path, read_corpus) -> None:
-    with pytest.raises(CorpusError, match=r"no pictures in tars .* check --images"):
+    with pytest.raises(CorpusError, match=r"no images in tars .* check --images"):
         read_corpus("webdataset", tmp_path)
     write_tar(tmp_path / "a.tar", {"1.jpg": b"x"})
     (tmp_path / "names.txt").write_text("\n")
@@ -318,21 +324,21 @@ def test_hugging_face(tmp_path, read_corpus, labels: list, kind: pa.DataType, fe
     rows, vocabulary = read_corpus("hugging_face", tmp_path / "data")
     assert vocabulary.names == ["cat", "dog", "bird"]
     assert rows == [
-        Row("train-00000-of-00002.parquet#0", ("dog",), offset=0),
-        Row("train-00000-of-00002.parquet#1", None, offset=1),
-        Row("train-00000-of-00002.parquet#2", ("cat",), offset=2),
-        Row("train-00000-of-00002.parquet#3", None, offset=3),
-        Row("train-00001-of-00002.parquet#0", ("dog",), offset=0),
+        ListedImage("train-00000-of-00002.parquet#0", ("dog",), offset=0),
+        ListedImage("train-00000-of-00002.parquet#1", None, offset=1),
+        ListedImage("train-00000-of-00002.parquet#2", ("cat",), offset=2),
+        ListedImage("train-00000-of-00002.parquet#3", None, offset=3),
+        ListedImage("train-00001-of-00002.parquet#0", ("dog",), offset=0),
     ]
     assert label_states(rows, vocabulary).tolist() == [[-1, 1, -1], [0, 0, 0], [1, -1, -1], [0, 0, 0], [-1, 1, -1]]
-    assert list(fetch(str(tmp_path / "data"), rows)) == [b"0", b"1", b"2", b"3", b"0"]
+    assert list(read_images(str(tmp_path / "data"), rows)) == [b"0", b"1", b"2", b"3", b"0"]
 
 
-def test_hugging_face_names_of_labels(tmp_path, read_corpus) -> None:
+def test_hugging_face_class_names(tmp_path, read_corpus) -> None:
     table = pa.table({"img": pa.array([b"a", b"b"]), "labels": pa.array([["x", "y "], []], pa.list_(pa.string()))})
     write_parquet(tmp_path / "a/0.parquet", table)
     rows, vocabulary = read_corpus("hugging_face", tmp_path / "a")
-    assert rows == [Row("0.parquet#0", ("x", "y"), offset=0), Row("0.parquet#1", (), offset=1)]
+    assert rows == [ListedImage("0.parquet#0", ("x", "y"), offset=0), ListedImage("0.parquet#1", (), offset=1)]
     assert vocabulary.names == ["x", "y"]
     numbers = pa.table({"image": pa.array([b"a", b"b"], pa.large_binary()), "label": [2, 0]})
     write_parquet(tmp_path / "b/0.parquet", numbers)
@@ -340,20 +346,20 @@ def test_hugging_face_names_of_labels(tmp_path, read_corpus) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\nbird\n")
     rows, vocabulary = read_corpus("hugging_face", tmp_path / "b", tmp_path / "names.txt")
     assert ([row.labels for row in rows], vocabulary.names) == ([("bird",), ("cat",)], ["cat", "dog", "bird"])
-    assert list(fetch(str(tmp_path / "b"), rows)) == [b"a", b"b"]
+    assert list(read_images(str(tmp_path / "b"), rows)) == [b"a", b"b"]
 
 
-def test_hugging_face_finds_the_column_that_is_described_as_labels(tmp_path, read_corpus) -> None:
+def test_hugging_face_reads_the_column_that_the_schema_describes_as_labels(tmp_path, read_corpus) -> None:
     table = pa.table({"thumbnail": pa.array([b"a"]), "photo": pa.array([image(b"b")], IMAGE), "species": [1]})
     write_parquet(tmp_path / "0.parquet", with_features(table, photo={"_type": "Image"}, species=CLASSES))
     rows, _ = read_corpus("hugging_face", tmp_path)
     assert [row.labels for row in rows] == [("dog",)]
-    assert list(fetch(str(tmp_path), rows)) == [b"b"]
+    assert list(read_images(str(tmp_path), rows)) == [b"b"]
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-def test_hugging_face_pictures_by_path(tmp_path, read_corpus, statistics: bool) -> None:
-    """A row group of none, one of all, one of both."""
+def test_hugging_face_images_by_path(tmp_path, read_corpus, statistics: bool) -> None:
+    """One row group has bytes in no row, one in all rows, one in some."""
     images = [image(None, "a.jpg"), None, image(b"b", "b.jpg"), image(b"c"), image(None, "d.jpg"), image(b"e", "e.jpg")]
     table = classified([0] * 6, pa.int64(), CLASSES, images)
     pq.write_table(table, tmp_path / "0.parquet", row_group_size=2, write_statistics=statistics)
@@ -367,8 +373,8 @@ def test_hugging_face_pictures_by_path(tmp_path, read_corpus, statistics: bool) 
         ("d.jpg", None),
         ("0.parquet#5", 5),
     ]
-    fetched = list(fetch(str(tmp_path), rows))
-    assert [one if isinstance(one, bytes) else one.reason for one in fetched] == [
+    fetched = list(read_images(str(tmp_path), rows))
+    assert [result if isinstance(result, bytes) else result.reason for result in fetched] == [
         b"file",
         "empty",
         b"b",
@@ -378,7 +384,7 @@ def test_hugging_face_pictures_by_path(tmp_path, read_corpus, statistics: bool) 
     ]
 
 
-def test_listing_parquet_reads_no_pictures(tmp_path, store, read_corpus) -> None:
+def test_listing_parquet_reads_no_images(tmp_path, store, read_corpus) -> None:
     images = [image(bytes([n]) * 100_000, "a.jpg") for n in range(20)]
     table = classified([0] * 20, pa.int64(), CLASSES, images)
     (tmp_path / "data").mkdir()
@@ -387,7 +393,7 @@ def test_listing_parquet_reads_no_pictures(tmp_path, store, read_corpus) -> None
     assert len(rows) == 20
     assert sum(store.reads) < 200_000
     store.opened.clear()
-    assert [data[:1] for data in fetch("gs://bucket/data", rows[5:15])] == [bytes([n]) for n in range(5, 15)]
+    assert [data[:1] for data in read_images("gs://bucket/data", rows[5:15])] == [bytes([n]) for n in range(5, 15)]
     assert store.opened == ["data/0.parquet"]
 
 
@@ -395,14 +401,14 @@ def test_listing_parquet_reads_no_pictures(tmp_path, store, read_corpus) -> None
     ("table", "message"),
     [
         (pa.table({"picture": ["a"]}), "0.parquet: no column of bytes, or of structs with bytes; found picture"),
-        (pa.table({"a": [b"a"], "b": [b"b"]}), "0.parquet: column with pictures: a, b; name the one .* image"),
-        (pa.table({"image": [b"a"], "label": [0.5]}), "0.parquet: column label has double; expected"),
+        (pa.table({"a": [b"a"], "b": [b"b"]}), "0.parquet: column with images: a, b; rename the right one to image"),
+        (pa.table({"image": [b"a"], "label": [0.5]}), "0.parquet: column label has type double; expected"),
         (pa.table({"image": [b"a"], "labels": [["x", None]]}), "0.parquet, row 0: a label is null"),
-        (pa.table({"image": pa.array([], pa.binary())}), "no rows in its Parquet files"),
-        (classified([0, 3], pa.int64(), CLASSES), "0.parquet, row 1: class 3, but there are 3 names"),
+        (pa.table({"image": pa.array([], pa.binary())}), "no rows in the Parquet files"),
+        (classified([0, 3], pa.int64(), CLASSES), "0.parquet, row 1: class 3, but there are 3 class names"),
         (
             with_features(pa.table({"image": [b"a"], "fine": [0], "coarse": [0]}), fine=CLASSES, coarse=CLASSES),
-            "0.parquet: column with labels: fine, coarse; name the one that is meant labels",
+            "0.parquet: column with labels: fine, coarse; rename the right one to labels",
         ),
     ],
 )
@@ -417,7 +423,7 @@ def test_hugging_face_files_of_several_kinds(tmp_path, read_corpus) -> None:
         read_corpus("hugging_face", tmp_path)
     write_parquet(tmp_path / "0.parquet", classified([0], pa.int64(), CLASSES))
     write_parquet(tmp_path / "1.parquet", classified([0], pa.int64(), CLASSES | {"names": ["x"]}))
-    with pytest.raises(CorpusError, match=r"1.parquet: other columns or names of classes than in the first file"):
+    with pytest.raises(CorpusError, match=r"1.parquet: other columns or class names than in the first file"):
         read_corpus("hugging_face", tmp_path)
     (tmp_path / "1.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=r"1.parquet: cannot be read as Parquet"):
@@ -428,17 +434,27 @@ def test_hugging_face_files_of_several_kinds(tmp_path, read_corpus) -> None:
 
 
 def reasons(fetched: Iterator[bytes | ImageError]) -> list[bytes | str]:
-    return [one if isinstance(one, bytes) else one.reason for one in fetched]
+    return [result if isinstance(result, bytes) else result.reason for result in fetched]
 
 
-def test_rows_of_all_kinds_in_one_list(tmp_path) -> None:
+def test_images_of_all_kinds_in_one_list(tmp_path) -> None:
     write_tar(tmp_path / "#/a.TAR", {"1#x.jpg": b"one", "2.jpg": b"two"})
-    in_tar = list(get_corpus("webdataset")(str(tmp_path)).rows)
+    in_tar = list(get_corpus("webdataset")(str(tmp_path)).images)
     write_parquet(tmp_path / "p.parquet", pa.table({"image": [b"p0", b"p1", b"p2"]}))
     (tmp_path / "1.jpg").write_bytes(b"file")
-    p = [Row(f"p.parquet#{n}", None, offset=n) for n in range(4)]
-    rows = [in_tar[1], in_tar[0], Row("1.jpg", None), p[2], p[0], p[3], Row("#.jpg", None), in_tar[0], p[1]]
-    assert reasons(fetch(str(tmp_path), rows)) == [
+    p = [ListedImage(f"p.parquet#{n}", None, offset=n) for n in range(4)]
+    rows = [
+        in_tar[1],
+        in_tar[0],
+        ListedImage("1.jpg", None),
+        p[2],
+        p[0],
+        p[3],
+        ListedImage("#.jpg", None),
+        in_tar[0],
+        p[1],
+    ]
+    assert reasons(read_images(str(tmp_path), rows)) == [
         b"two",
         b"one",
         b"file",
@@ -449,29 +465,29 @@ def test_rows_of_all_kinds_in_one_list(tmp_path) -> None:
         b"one",
         b"p1",
     ]
-    assert list(fetch(str(tmp_path), [])) == []
+    assert list(read_images(str(tmp_path), [])) == []
 
 
 def test_what_cannot_be_read(tmp_path, monkeypatch) -> None:
-    path = write_tar(tmp_path / "a.tar", {"1.jpg": b"one", "2.jpg": picture(600)})
-    rows = list(get_corpus("webdataset")(str(tmp_path)).rows)
+    path = write_tar(tmp_path / "a.tar", {"1.jpg": b"one", "2.jpg": image_bytes(600)})
+    rows = list(get_corpus("webdataset")(str(tmp_path)).images)
     path.write_bytes(path.read_bytes()[:1600])
     (tmp_path / "b.parquet").write_bytes(b"no parquet")
-    (tmp_path / "big.jpg").write_bytes(picture(101))
+    (tmp_path / "big.jpg").write_bytes(image_bytes(101))
     rows += [
-        Row("gone.tar#1.jpg", None, size=1, offset=512),
-        Row("gone.tar#2.jpg", None, size=1, offset=1536),
-        Row("gone.parquet#0", None, offset=0),
-        Row("b.parquet#0", None, offset=0),
-        Row("gone.jpg", None),
-        Row("http://host/a.jpg", None),
-        Row("a\0b.jpg", None),
-        Row("big.jpg", None),
-        Row("a.tar#1.jpg", None, size=101, offset=512),
+        ListedImage("gone.tar#1.jpg", None, size=1, offset=512),
+        ListedImage("gone.tar#2.jpg", None, size=1, offset=1536),
+        ListedImage("gone.parquet#0", None, offset=0),
+        ListedImage("b.parquet#0", None, offset=0),
+        ListedImage("gone.jpg", None),
+        ListedImage("http://host/a.jpg", None),
+        ListedImage("a\0b.jpg", None),
+        ListedImage("big.jpg", None),
+        ListedImage("a.tar#1.jpg", None, size=101, offset=512),
     ]
-    monkeypatch.setattr(pictures_module, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 100)
     rows[1] = rows[1]._replace(size=90, offset=1536)
-    fetched = list(fetch(str(tmp_path), rows))
+    fetched = list(read_images(str(tmp_path), rows))
     assert reasons(iter(fetched)) == [
         b"one",
         "truncated",
@@ -483,52 +499,31 @@ def test_what_cannot_be_read(tmp_path, monkeypatch) -> None:
     assert "101 bytes; at most 100" in str(fetched[-1])
 
 
-def test_a_store_that_fails_says_nothing_about_pictures(tmp_path, store, monkeypatch) -> None:
-    """Neither files nor what is in containers; what came before is given."""
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0)
+def test_a_failing_store_is_no_failure_of_images(tmp_path, store, monkeypatch) -> None:
+    """The error is raised for files and containers, after the results before it."""
     path = write_tar(tmp_path / "a.tar", {"1.jpg": b"one", "2.jpg": b"two"})
-    rows = list(get_corpus("webdataset")(str(tmp_path)).rows)
+    rows = list(get_corpus("webdataset")(str(tmp_path)).images)
     read = _File.read
 
     def fail(self, size: int | None = -1, /) -> bytes:
         raise OSError("AWS Error NETWORK_CONNECTION during GetObject")
 
     monkeypatch.setattr(_File, "read", fail)
-    for one in (rows, [Row("p.parquet#0", None, offset=0)]):
+    monkeypatch.setattr(StoreFile.read_at.retry, "stop", tenacity.stop_after_attempt(2))  # pyright: ignore[reportFunctionMemberAccess]
+    for listed in (rows, [ListedImage("p.parquet#0", None, offset=0)]):
         (tmp_path / "p.parquet").write_bytes(path.read_bytes())
         with pytest.raises(StorageError, match="the store does not answer") as caught:
-            list(fetch("gs://bucket", one))
-        assert storage.is_transient(caught.value)
+            list(read_images("gs://bucket", listed))
+        assert is_transient(caught.value)
     monkeypatch.setattr(_File, "read", read)
-    assert list(fetch("gs://bucket", rows)) == [b"one", b"two"]
+    assert list(read_images("gs://bucket", rows)) == [b"one", b"two"]
 
 
-def test_files_of_a_store_are_asked_for_ahead(tmp_path, store) -> None:
-    rows = [Row(f"{n}.jpg", None) for n in range(30)]
+def test_files_of_a_store_are_read_ahead(tmp_path, store) -> None:
+    rows = [ListedImage(f"{n}.jpg", None) for n in range(30)]
     for n, row in enumerate(rows):
         (tmp_path / row.uri).write_bytes(b"%d" % n)
-    fetched = fetch("gs://bucket", rows)
+    fetched = read_images("gs://bucket", rows)
     assert next(fetched) == b"0"
     assert len(store.opened) <= FILES_IN_FLIGHT + 1
     assert list(fetched) == [b"%d" % n for n in range(1, 30)]
-
-
-def test_ahead_keeps_order_and_stops() -> None:
-    asked: list[int] = []
-
-    def call(number: int) -> int:
-        asked.append(number)
-        if number == 7:
-            raise ValueError("seven")
-        return 10 * number
-
-    for in_flight in (1, 3):
-        asked.clear()
-        results = ahead(call, iter(range(100)), in_flight)
-        assert [next(results) for _ in range(3)] == [0, 10, 20]
-        results.close()
-        assert len(asked) <= 3 + in_flight
-        asked.clear()
-        with pytest.raises(ValueError, match="seven"):
-            list(ahead(call, iter(range(100)), in_flight))
-        assert max(asked) < 7 + in_flight

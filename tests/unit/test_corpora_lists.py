@@ -1,10 +1,10 @@
-"""Lists of pictures in tables: CSV and Parquet."""
+"""Lists of images in tables: CSV and Parquet."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sigrl_core.corpora import Row, get_corpus, label_states
+from sigrl_core.corpora import ListedImage, get_corpus, label_states
 from sigrl_core.errors import CorpusError
 
 pytestmark = pytest.mark.unit
@@ -23,11 +23,11 @@ def test_csv(tmp_path, read_corpus) -> None:
     (tmp_path / "a.csv").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
     rows, vocabulary = read_corpus("csv", tmp_path, tmp_path / "a.csv")
     assert rows == [
-        Row("a.jpg", ("dog", "cat"), ()),
-        Row("s3://bucket/b.jpg", ("cat",), ("bird", "fish")),
-        Row("c, d.jpg", ("black | white", "cat"), ("bird",)),
-        Row("e.jpg", None, ()),
-        Row("f.jpg", (), ("bird",)),
+        ListedImage("a.jpg", ("dog", "cat"), ()),
+        ListedImage("s3://bucket/b.jpg", ("cat",), ("bird", "fish")),
+        ListedImage("c, d.jpg", ("black | white", "cat"), ("bird",)),
+        ListedImage("e.jpg", None, ()),
+        ListedImage("f.jpg", (), ("bird",)),
     ]
     assert vocabulary.names == ["bird", "black | white", "cat", "dog", "fish"]
     assert label_states(rows, vocabulary).tolist() == [
@@ -39,12 +39,15 @@ def test_csv(tmp_path, read_corpus) -> None:
     ]
 
 
-def test_csv_without_negatives_says_what_is_absent(tmp_path, read_corpus) -> None:
+def test_csv_without_negatives_makes_other_labels_absent(tmp_path, read_corpus) -> None:
     (tmp_path / "a.csv").write_text("labels,uri\ncat,a.jpg\n,b.jpg\n[],c.jpg\ndog,d.jpg\n")
     rows, vocabulary = read_corpus("csv", tmp_path, tmp_path / "a.csv")
     assert label_states(rows, vocabulary).tolist() == [[1, -1], [0, 0], [-1, -1], [-1, 1]]
-    (tmp_path / "b.csv").write_text("uri\na.jpg\nb.jpg\n")  # pictures to tag need no labels
-    assert read_corpus("csv", tmp_path, tmp_path / "b.csv")[0] == [Row("a.jpg", None), Row("b.jpg", None)]
+    (tmp_path / "b.csv").write_text("uri\na.jpg\nb.jpg\n")  # images to tag need no labels
+    assert read_corpus("csv", tmp_path, tmp_path / "b.csv")[0] == [
+        ListedImage("a.jpg", None),
+        ListedImage("b.jpg", None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,20 +94,20 @@ def test_parquet(tmp_path, read_corpus) -> None:
     annotations = write_parquet(tmp_path / "a.parquet", columns, row_group_size=3)
     rows, vocabulary = read_corpus("parquet", tmp_path, annotations)
     assert rows == [
-        Row("a.jpg", ("dog", "cat"), None),
-        Row("s3://bucket/b.jpg", ("cat",), ()),
-        Row("c.jpg", None, ("bird",)),
-        Row("d.jpg", (), None),
+        ListedImage("a.jpg", ("dog", "cat"), None),
+        ListedImage("s3://bucket/b.jpg", ("cat",), ()),
+        ListedImage("c.jpg", None, ("bird",)),
+        ListedImage("d.jpg", (), None),
     ]
     assert vocabulary.names == ["bird", "cat", "dog"]
     assert label_states(rows, vocabulary).tolist() == [[-1, 1, 1], [0, 1, 0], [-1, 0, 0], [-1, -1, -1]]
 
 
-def test_parquet_rows_come_before_the_file_is_read_to_its_end(tmp_path) -> None:
+def test_parquet_rows_are_listed_while_the_file_is_read(tmp_path) -> None:
     columns = {"uri": [f"{n}.jpg" for n in range(20_000)], "labels": pa.array([["cat"]] * 20_000, TEXTS)}
     annotations = write_parquet(tmp_path / "a.parquet", columns, row_group_size=10_000)
     before = pa.total_allocated_bytes()
-    rows = iter(get_corpus("parquet")(str(tmp_path), annotations).rows)
+    rows = iter(get_corpus("parquet")(str(tmp_path), annotations).images)
     assert next(rows).uri == "0.jpg"
     assert pa.total_allocated_bytes() - before < 5_000_000
     assert sum(1 for _ in rows) == 19_999
@@ -115,9 +118,9 @@ def test_parquet_rows_come_before_the_file_is_read_to_its_end(tmp_path) -> None:
     [
         ({"url": ["a"], "labels": [["x"]]}, "no column 'uri'; found 'url', 'labels'"),
         ({"uri": ["a"], "label": [["x"]]}, "unknown column 'label'; did you mean 'labels'"),
-        ({"uri": ["a"], "labels": ["x"]}, "column labels has string, expected lists of texts"),
-        ({"uri": ["a"], "labels": [[1]]}, "column labels has list<.*int64>, expected lists of texts"),
-        ({"uri": [1], "labels": [["x"]]}, "column uri has int64, expected text"),
+        ({"uri": ["a"], "labels": ["x"]}, "column labels has type string, expected lists of texts"),
+        ({"uri": ["a"], "labels": [[1]]}, "column labels has type list<.*int64>, expected lists of texts"),
+        ({"uri": [1], "labels": [["x"]]}, "column uri has type int64, expected text"),
         ({"uri": ["a", None], "labels": [["x"], ["x"]]}, "row 1: uri is empty"),
         ({"uri": ["a"], "labels": [["x", None]]}, "row 0: a label is null"),
         ({"uri": pa.array([], pa.string())}, "no rows"),
@@ -130,7 +133,7 @@ def test_parquet_errors(tmp_path, read_corpus, columns: dict, message: str) -> N
     assert "a.parquet" in str(caught.value)
 
 
-def test_what_is_no_parquet_file(tmp_path, read_corpus) -> None:
+def test_a_file_that_is_not_parquet(tmp_path, read_corpus) -> None:
     write_parquet(tmp_path / "a.parquet", {"uri": ["a"]})
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(b"uri,labels\n")

@@ -1,10 +1,10 @@
-"""Corpora in the layout in which they are published; every fixture is that layout in small."""
+"""Corpora as published; every fixture has the published layout with a few images."""
 
 from pathlib import Path
 
 import pytest
 
-from sigrl_core.corpora import CORPORA, Row, get_corpus, label_states
+from sigrl_core.corpora import CORPORA, ListedImage, get_corpus, label_states
 from sigrl_core.corpora.nus_wide import NUM_SEEN
 from sigrl_core.errors import CorpusError
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 def write(root: Path, files: dict[str, str | None]) -> Path:
-    """Writes files below a folder; takes those away that are None."""
+    """Writes files below a folder; removes those whose content is None."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +33,8 @@ def fails(read_corpus, corpus: str, images: Path, annotations: Path, message: st
 
 
 def xml(name: str, *objects: str) -> str:
-    found = "".join(f"<object>{content}<bndbox><xmin>1</xmin></bndbox></object>" for content in objects)
-    return f"<annotation>\n<folder>VOC2012</folder>\n<filename>{name}</filename>\n{found}\n</annotation>\n"
+    elements = "".join(f"<object>{content}<bndbox><xmin>1</xmin></bndbox></object>" for content in objects)
+    return f"<annotation>\n<folder>VOC2012</folder>\n<filename>{name}</filename>\n{elements}\n</annotation>\n"
 
 
 VOC_LISTS = {
@@ -72,23 +72,23 @@ def test_voc(tmp_path, read_corpus, from_lists: bool) -> None:
     assert vocabulary.names == ["cat", "dog", "train"]
     assert [row.uri for row in rows] == ["2008_000002.jpg", "2008_000003.jpg", "2008_000007.jpg"]
     assert label_states(rows, vocabulary).tolist() == VOC_STATES
-    assert rows[0] == Row("2008_000002.jpg", ("cat",), ("train",))
+    assert rows[0] == ListedImage("2008_000002.jpg", ("cat",), ("train",))
     assert rows[1].negatives is None
 
 
-def test_voc_takes_the_lists_of_its_own_set(tmp_path, read_corpus) -> None:
+def test_voc_reads_the_class_lists_of_its_own_set(tmp_path, read_corpus) -> None:
     images, _ = voc(tmp_path, {"ImageSets/Main/cat_val.txt": "2008_000003 1\n"})
     rows, vocabulary = read_corpus("voc", images, tmp_path / "ImageSets/Main/val.txt")
-    assert (rows, vocabulary.names) == ([Row("2008_000003.jpg", ("cat",))], ["cat"])
+    assert (rows, vocabulary.names) == ([ListedImage("2008_000003.jpg", ("cat",))], ["cat"])
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"trainval": "2008_000002\n2008 000003\n"}, "trainval.txt, line 2: expected `picture`, found '2008 000003'"),
-        ({"trainval": "\n"}, "trainval.txt: no pictures"),
+        ({"trainval": "2008_000002\n2008 000003\n"}, "trainval.txt, line 2: expected `image`, found '2008 000003'"),
+        ({"trainval": "\n"}, "trainval.txt: no images"),
         ({"cat_trainval": "2008_000002 1\n2008_000003 2\n"}, "cat_trainval.txt, line 2: '2', expected 1, -1 or 0"),
-        ({"cat_trainval": "2008_000002 1\n2008_000003\n"}, "cat_trainval.txt, line 2: expected `picture 1|-1|0`"),
+        ({"cat_trainval": "2008_000002 1\n2008_000003\n"}, "cat_trainval.txt, line 2: expected `image 1|-1|0`"),
         ({"cat_trainval": "2008_000003 1\n"}, "cat_trainval.txt, line 1: found 2008_000003, expected 2008_000002"),
         ({"dog_trainval": "2008_000002 1\n"}, "dog_trainval.txt, it ends, expected 2008_000003"),
         ({"trainval": "2008_000002\n"}, "cat_trainval.txt, line 2: 2008_000003 is not in"),
@@ -115,7 +115,7 @@ def laughs() -> str:
         (laughs(), "2008_000003.xml: has a DOCTYPE"),
         (laughs().encode("utf-16").decode("latin-1"), "2008_000003.xml: has a DOCTYPE"),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "has a DOCTYPE"),
-        (None, "2008_000003.xml: no such file, but the list of pictures has 2008_000003"),
+        (None, "2008_000003.xml: no such file, but the list of images has 2008_000003"),
     ],
 )
 def test_voc_errors_in_xml(tmp_path, read_corpus, content: str | None, message: str) -> None:
@@ -131,7 +131,7 @@ def test_voc_without_any_annotations(tmp_path, read_corpus) -> None:
 
 # ---- NUS-WIDE ----
 
-# 81 concepts, of which 75 are tags too, and 925 tags more, as published; spelt out are those that pictures have
+# 81 concepts, of which 75 are tags too, and 925 tags more, as published; spelt out are those that images have
 CONCEPTS = ["airport", "birds", "fire"] + [f"concept{n:02d}" for n in range(78)]
 TAGS = ["nature", "birds", "sky"] + [f"concept{n:02d}" for n in range(74)] + [f"tag{n:03d}" for n in range(923)]
 
@@ -140,12 +140,12 @@ def tag_line(*tags: str) -> str:
     return "".join(f"{int(tag in tags)}\t" for tag in TAGS) + "\n"
 
 
-def truth(pictures: list[set[str]], concept: str) -> str:
-    return "".join(f"{int(concept in labels)}\n" for labels in pictures)
+def truth(images: list[set[str]], concept: str) -> str:
+    return "".join(f"{int(concept in labels)}\n" for labels in images)
 
 
 def nus_wide(root: Path, changed: dict[str, str | None] | None = None) -> Path:
-    """Three pictures: the second is one to test on."""
+    """Writes three images; the second one is for testing."""
     labels = [{"airport"}, {"birds", "fire"}, set()]
     lines = ["actor\\0001_1.jpg\n", "birds\\0002_2.jpg\n", "zoo\\0003_3.jpg\n"]
     tags = [tag_line("nature", "birds"), tag_line("sky", "tag000", "concept00"), tag_line()]
@@ -175,15 +175,15 @@ def test_nus_wide_derives_seen_and_unseen_labels(tmp_path, read_corpus) -> None:
     assert (len(vocabulary.positions("seen")), len(vocabulary)) == (NUM_SEEN, 1006)
 
 
-def test_nus_wide_tells_concepts_of_the_pictures_to_test_on_alone(tmp_path, read_corpus) -> None:
+def test_nus_wide_has_concepts_of_test_images_alone(tmp_path, read_corpus) -> None:
     root = nus_wide(tmp_path)
 
     def states(name: str) -> dict[str, dict[str, int]]:
         rows, vocabulary = read_corpus("nus_wide", root / "Flickr", root / f"ImageList/{name}.txt")
-        told = label_states(rows, vocabulary)
+        states_NC = label_states(rows, vocabulary)
         return {
             row.uri: dict(zip(vocabulary.names, map(int, line), strict=True))
-            for row, line in zip(rows, told, strict=True)
+            for row, line in zip(rows, states_NC, strict=True)
         }
 
     absent = dict.fromkeys([tag for tag in TAGS if tag not in CONCEPTS] + CONCEPTS, -1)
@@ -205,7 +205,7 @@ def test_nus_wide_81(tmp_path, read_corpus) -> None:
     root = nus_wide(tmp_path)
     rows, vocabulary = read_corpus("nus_wide_81", root / "Flickr", root / "ImageList/TrainImagelist.txt")
     assert vocabulary.subset("seen").names == CONCEPTS
-    assert rows == [Row("actor/0001_1.jpg", ("airport",)), Row("zoo/0003_3.jpg", ())]
+    assert rows == [ListedImage("actor/0001_1.jpg", ("airport",)), ListedImage("zoo/0003_3.jpg", ())]
 
 
 AIRPORT = "Groundtruth/TrainTestLabels/Labels_airport_Train.txt"
@@ -217,20 +217,20 @@ TAGGED = "NUS_WID_Tags/Train_Tags1k.dat"
     ("corpus", "changed", "message"),
     [
         ("nus_wide_81", {AIRPORT: "1\nx\n"}, "Labels_airport_Train.txt, line 2: expected 0 or 1, found b'x'"),
-        ("nus_wide_81", {BIRDS: "1\n"}, "Labels_birds_Train.txt: 1 lines, .*Labels_airport_Train.txt 2"),
+        ("nus_wide_81", {BIRDS: "1\n"}, "Labels_birds_Train.txt: 1 lines, .*Labels_airport_Train.txt has 2"),
         ("nus_wide_81", {BIRDS: None}, "Labels_birds_Train.txt: no such file; unpack"),
         ("nus_wide_81", {"ConceptsList/Concepts81.txt": "cat\n"}, "Concepts81.txt: 1 concepts, expected the 81"),
-        ("nus_wide_81", {"ImageList/TrainImagelist.txt": "a\\1.jpg\n"}, "TrainImagelist.txt: 1 pictures, fewer than"),
+        ("nus_wide_81", {"ImageList/TrainImagelist.txt": "a\\1.jpg\n"}, "TrainImagelist.txt: 1 images, but more"),
         ("nus_wide_81", {"ImageList/TrainImagelist.txt": "a\nb\nc\n"}, "TrainImagelist.txt, line 3: Groundtruth has 2"),
         (
             "nus_wide",
             {"NUS_WID_Tags/TagList1k.txt": "sky\n"},
-            "TagList1k.txt: 1 tags, 1 of them no concepts; published",
+            "TagList1k.txt: 1 tags, 1 of which are no concepts; expected the published",
         ),
         ("nus_wide", {TAGGED: tag_line() + "0\t1\t\n"}, "Train_Tags1k.dat, line 2: 2 numbers, expected one for each"),
-        ("nus_wide", {TAGGED: tag_line() + "2" + tag_line()[1:]}, "Train_Tags1k.dat, line 2: expected nothing but 0"),
-        ("nus_wide", {TAGGED: tag_line()}, "TrainImagelist.txt, line 2: NUS_WID_Tags has 1 pictures"),
-        ("nus_wide", {TAGGED: 3 * tag_line()}, "TrainImagelist.txt: 2 pictures, fewer than"),
+        ("nus_wide", {TAGGED: tag_line() + "2" + tag_line()[1:]}, "Train_Tags1k.dat, line 2: expected 0 and 1 only"),
+        ("nus_wide", {TAGGED: tag_line()}, "TrainImagelist.txt, line 2: NUS_WID_Tags has 1 images"),
+        ("nus_wide", {TAGGED: 3 * tag_line()}, "TrainImagelist.txt: 2 images, but more"),
         ("nus_wide", {TAGGED: None}, "Train_Tags1k.dat: no such file"),
     ],
 )
@@ -239,7 +239,7 @@ def test_nus_wide_errors(tmp_path, read_corpus, corpus: str, changed: dict, mess
     fails(read_corpus, corpus, root / "Flickr", root / "ImageList/TrainImagelist.txt", message)
 
 
-def test_nus_wide_needs_one_of_its_lists(tmp_path, read_corpus) -> None:
+def test_nus_wide_requires_one_of_its_lists(tmp_path, read_corpus) -> None:
     root = nus_wide(tmp_path)
     fails(read_corpus, "nus_wide", root / "Flickr", root / TAGGED, "expected one of Imagelist.txt, TrainImagelist.txt")
 
@@ -266,8 +266,8 @@ def test_open_images(tmp_path, read_corpus) -> None:
     rows, vocabulary = read_corpus("open_images", tmp_path / "images", tmp_path / "train/labels.csv")
     assert vocabulary.subset("seen").names == ["Tree", "Sea, calm", "Bat (/m/03)", "Bat (/m/04)", "Dog"]
     assert rows == [
-        Row("000a.jpg", ("Tree", "Bat (/m/03)"), ("Sea, calm",)),
-        Row("000b.jpg", (), ("Dog",)),  # nothing of /m/04, on which two disagree
+        ListedImage("000a.jpg", ("Tree", "Bat (/m/03)"), ("Sea, calm",)),
+        ListedImage("000b.jpg", (), ("Dog",)),  # nothing of /m/04, on which two disagree
     ]
     assert label_states(rows, vocabulary).tolist() == [[1, -1, 1, 0, 0], [0, 0, 0, 0, -1]]
 
@@ -278,12 +278,12 @@ def test_open_images_with_chosen_classes(tmp_path, read_corpus) -> None:
     write(tmp_path, {"class-descriptions.csv": None})
     write(tmp_path, {"oidv7-class-descriptions.csv": header + OPEN_IMAGES["class-descriptions.csv"]})
     rows, vocabulary = read_corpus("open_images", tmp_path / "images", tmp_path / "train/labels.csv")
-    assert [(label.name, label.split) for label in vocabulary.labels] == [
+    assert [(label.name, label.group) for label in vocabulary.labels] == [
         ("Dog", "seen"),
         ("Tree", "seen"),
         ("Bat (/m/03)", "unseen"),
     ]
-    assert rows == [Row("000a.jpg", ("Tree", "Bat (/m/03)"), ()), Row("000b.jpg", (), ("Dog",))]
+    assert rows == [ListedImage("000a.jpg", ("Tree", "Bat (/m/03)"), ()), ListedImage("000b.jpg", (), ("Dog",))]
 
 
 HEADER = "ImageID,Source,LabelName,Confidence\n"
@@ -302,7 +302,7 @@ HEADER = "ImageID,Source,LabelName,Confidence\n"
         ({"train/labels.csv": HEADER + "000a,v,/m/99,1\n"}, "line 2: LabelName '/m/99' is not in the class"),
         (
             {"train/labels.csv": HEADER + "b,v,/m/01,1\na,v,/m/01,1\nb,v,/m/02,1\nb,v,/m/03,1\na,v,/m/03,1\n"},
-            "labels.csv, line 4: a picture that was listed before; sort by ImageID",
+            "labels.csv, line 4: repeats an image that is listed before; sort by ImageID",
         ),
         ({"class-descriptions.csv": "/m/01,Tree\n/m/02\n"}, "class-descriptions.csv, line 2: expected a label's code"),
         ({"class-descriptions.csv": None}, "class-descriptions.csv: no such file"),
@@ -334,20 +334,20 @@ def test_yolo(tmp_path, read_corpus, names: str) -> None:
     rows, vocabulary = read_corpus("yolo", tmp_path / "images", tmp_path / names)
     assert vocabulary.names == ["cat", "dog", "bird"]
     assert rows == [
-        Row("train/1.jpg", ("dog", "cat"), size=1),
-        Row("train/2.PNG", (), size=2),
-        Row("val/3.jpg", (), size=3),
+        ListedImage("train/1.jpg", ("dog", "cat"), size=1),
+        ListedImage("train/2.PNG", (), size=2),
+        ListedImage("val/3.jpg", (), size=3),
     ]
     assert label_states(rows, vocabulary).tolist() == [[1, 1, -1], [-1, -1, -1], [-1, -1, -1]]
     rows, _ = read_corpus("yolo", tmp_path / "images/train", tmp_path / names)
-    assert rows[0] == Row("1.jpg", ("dog", "cat"), size=1)
+    assert rows[0] == ListedImage("1.jpg", ("dog", "cat"), size=1)
     rows, _ = read_corpus("yolo", f"{tmp_path}/", tmp_path / names)
-    assert rows[0] == Row("images/train/1.jpg", ("dog", "cat"), size=1)
+    assert rows[0] == ListedImage("images/train/1.jpg", ("dog", "cat"), size=1)
 
 
-def test_yolo_with_text_files_beside_the_pictures(tmp_path, read_corpus) -> None:
+def test_yolo_with_text_files_beside_the_images(tmp_path, read_corpus) -> None:
     write(tmp_path, {"data/1.jpg": "x", "data/1.txt": "0 0.5 0.5 0.1 0.1", "obj.names": "cat\n"})
-    assert read_corpus("yolo", tmp_path / "data", tmp_path / "obj.names")[0] == [Row("1.jpg", ("cat",), size=1)]
+    assert read_corpus("yolo", tmp_path / "data", tmp_path / "obj.names")[0] == [ListedImage("1.jpg", ("cat",), size=1)]
 
 
 @pytest.mark.parametrize(
@@ -355,16 +355,19 @@ def test_yolo_with_text_files_beside_the_pictures(tmp_path, read_corpus) -> None
     [
         (
             {"labels/train/1.txt": "0 1 1 1 1\n3 1 1 1 1\n"},
-            "labels/train/1.txt, line 2: class 3, but there are 3 names",
+            "labels/train/1.txt, line 2: class 3, but there are 3 class names",
         ),
         ({"labels/train/1.txt": "0 1 1\n"}, "labels/train/1.txt, line 1: expected `class x y width height`"),
         ({"labels/train/1.txt": "cat 1 1 1 1\n"}, "labels/train/1.txt, line 1: expected"),
-        ({"labels/train/1.txt": None, "labels/train/2.txt": None}, "labels/val/3.txt: no such file, nor any other"),
+        (
+            {"labels/train/1.txt": None, "labels/train/2.txt": None},
+            "labels/val/3.txt: no such file, and no text file of another image",
+        ),
         ({name: None for name in YOLO if name.startswith("images")}, "images: no image files"),
         ({"data.yaml": "names:\n  - cat\n - dog\n"}, "(?s)data.yaml: not valid YAML .*line 3"),
         ({"data.yaml": "names: !!python/object/apply:os.getcwd []\n"}, "(?s)data.yaml: not valid YAML"),
         ({"data.yaml": "names: [cat, no]\n"}, "data.yaml: a name is yes, no, on or off"),
-        ({"data.yaml": "nc: 3\n"}, "data.yaml: no names of classes"),
+        ({"data.yaml": "nc: 3\n"}, "data.yaml: no class names"),
         ({"data.yaml": "names: {0: cat, 2: dog}\n"}, "data.yaml: names must be numbered from 0"),
         ({"data.yaml": "names: [cat, dog, bird]\nnc: 4\n"}, "data.yaml: nc is not 3"),
         ({"data.yaml": "names: [cat, cat, bird]\n"}, r"data.yaml: .*listed twice: cat"),
@@ -400,32 +403,35 @@ def test_cub(tmp_path, read_corpus, place: str) -> None:
     names = ["has_bill_shape::curved_(up_or_down)", "has_wing_color::blue", "has_size::small"]
     assert vocabulary.names == names
     assert rows == [
-        Row("001.Albatross/A_1.jpg", (names[1], names[2])),
-        Row("001.Albatross/A_2.jpg", ()),
-        Row("002.Auklet/B_1.jpg", (names[0],)),
+        ListedImage("001.Albatross/A_1.jpg", (names[1], names[2])),
+        ListedImage("001.Albatross/A_2.jpg", ()),
+        ListedImage("002.Auklet/B_1.jpg", (names[0],)),
     ]
     assert label_states(rows, vocabulary).tolist() == [[-1, 1, 1], [-1, -1, -1], [1, -1, -1]]
     assert read_corpus("cub_train", root / "images", root)[0] == rows[1:2]
     assert read_corpus("cub_test", f"{root}/images/", f"{root}/")[0] == [rows[0], rows[2]]
 
 
-TOLD = "attributes/image_attribute_labels.txt"
+LABELS = "attributes/image_attribute_labels.txt"
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({TOLD: "1 1 0 3 1.0\n1 2 1\n"}, "image_attribute_labels.txt, line 2: expected `image_id attribute_id"),
-        ({TOLD: "1 1 0 3 1.0\n1 1 0 3 1.0\n"}, "image_attribute_labels.txt, line 2: attribute 1 is unknown, or twice"),
-        ({TOLD: "1 4 0 3 1.0\n"}, "line 1: attribute 4 is unknown, or twice for picture 1"),
-        ({TOLD: "1 1 2 3 1.0\n"}, "line 1: is_present 2, certainty 3; expected 0 or 1, and 1 to 4"),
-        ({TOLD: "1 1 0 3 1.0\n2 1 0 3 1.0\n"}, "line 1: picture 1 has 1 of 3 attributes"),
-        ({TOLD: "9 1 0 3 1.0\n"}, "line 1: picture 9 is not in images.txt, or was listed before"),
-        ({TOLD: "1 1 0 3 1\n1 2 0 3 1\n1 3 0 3 1\n"}, "image_attribute_labels.txt: ends at line 3 without picture 2"),
+        ({LABELS: "1 1 0 3 1.0\n1 2 1\n"}, "image_attribute_labels.txt, line 2: expected `image_id attribute_id"),
+        (
+            {LABELS: "1 1 0 3 1.0\n1 1 0 3 1.0\n"},
+            "image_attribute_labels.txt, line 2: attribute 1 is unknown, or twice",
+        ),
+        ({LABELS: "1 4 0 3 1.0\n"}, "line 1: attribute 4 is unknown, or twice for image 1"),
+        ({LABELS: "1 1 2 3 1.0\n"}, "line 1: is_present 2, certainty 3; expected 0 or 1, and 1 to 4"),
+        ({LABELS: "1 1 0 3 1.0\n2 1 0 3 1.0\n"}, "line 1: image 1 has 1 of 3 attributes"),
+        ({LABELS: "9 1 0 3 1.0\n"}, "line 1: image 9 is not in images.txt, or was listed before"),
+        ({LABELS: "1 1 0 3 1\n1 2 0 3 1\n1 3 0 3 1\n"}, "image_attribute_labels.txt: ends at line 3 without image 2"),
         ({"images.txt": "1 a.jpg\n2\n"}, "images.txt, line 2: expected `image_id image_name`"),
         ({"attributes/attributes.txt": "1 a\n2 a\n"}, "attributes.txt: .*listed twice: a"),
         ({"attributes/attributes.txt": None}, "attributes/attributes.txt: no such file"),
-        ({TOLD: None}, "image_attribute_labels.txt: no such file"),
+        ({LABELS: None}, "image_attribute_labels.txt: no such file"),
     ],
 )
 def test_cub_errors(tmp_path, read_corpus, changed: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Hostile files: each becomes an upright picture as Pillow alone makes it, or an ImageError with a reason."""
+"""Hostile files: each becomes an upright image as with Pillow alone, or an ImageError with a reason."""
 
 import io
 from collections import Counter
@@ -9,32 +9,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigrl_core import images
+from sigrl_core.data import images
 from sigrl_core.errors import ImageError
 from tests.hostile import Hostile, hostile
 
 pytestmark = pytest.mark.unit
 
 SHORT_SIDE, QUALITY = 256, 90
-MOST_FROM_PILLOW = 0.5
-"""Mean difference in grey levels of 255 from the JPEG that Pillow alone makes."""
-MOST_FROM_PIXELS = 8.0
-"""Mean difference in grey levels from the pixels before they are encoded."""
+MAX_DIFFERENCE_FROM_PILLOW = 0.5
+"""Mean difference, in grey levels of 255, from the JPEG of Pillow alone."""
+MAX_DIFFERENCE_FROM_PIXELS = 8.0
+"""Mean difference, in grey levels, from the pixels before encoding."""
 
 
-def made_by_pillow(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of the shrunken picture, before and after they went through a JPEG."""
-    short = min(picture.size)
+def made_by_pillow(original: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pixels of the resized image, before and after JPEG encoding."""
+    short = min(original.size)
     if short > SHORT_SIDE:
-        width, height = (max(SHORT_SIDE, round(side * SHORT_SIDE / short)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        width, height = (max(SHORT_SIDE, round(side * SHORT_SIDE / short)) for side in original.size)
+        original = original.resize((width, height), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=QUALITY, subsampling="4:2:0")
-    return np.asarray(picture, int), np.asarray(Image.open(stream).convert("RGB"), int)
+    original.save(stream, "JPEG", quality=QUALITY, subsampling="4:2:0")
+    return np.asarray(original, int), np.asarray(Image.open(stream).convert("RGB"), int)
 
 
 def outcome(data: bytes) -> images.Jpeg | str:
-    """A JPEG, or why there is none."""
+    """Returns a JPEG, or the reason of its failure."""
     try:
         return images.to_jpeg(data, SHORT_SIDE, QUALITY)
     except ImageError as error:
@@ -42,29 +42,29 @@ def outcome(data: bytes) -> images.Jpeg | str:
 
 
 def check(files: Sequence[Hostile]) -> str:
-    """Returns one line of figures."""
+    """Checks all files; returns a line of statistics."""
     outcomes, from_pillow, from_pixels = Counter(), [0.0], [0.0]
-    for number, (kind, data, expected, picture) in enumerate(files):
+    for number, (kind, data, expected, original) in enumerate(files):
         name = f"{number}: {kind}"
         jpeg = outcome(data)
-        found = jpeg if isinstance(jpeg, str) else "good"
-        outcomes[found] += 1
-        assert found in ("good", *images.REASONS), name
-        assert expected in (found, "either"), f"{name}: {found}, expected {expected}"
+        result = jpeg if isinstance(jpeg, str) else "good"
+        outcomes[result] += 1
+        assert result in ("good", *images.REASONS), name
+        assert expected in (result, "either"), f"{name}: {result}, expected {expected}"
         assert outcome(data) == jpeg, name
         if isinstance(jpeg, str):
             continue
         image = Image.open(io.BytesIO(jpeg.data))
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (jpeg.width, jpeg.height)), name
-        if picture is None or jpeg.data == data:
+        if original is None or jpeg.data == data:
             continue
-        pixels, after = made_by_pillow(picture)
+        pixels, after = made_by_pillow(original)
         stored = np.asarray(image, int)
         assert stored.shape == pixels.shape, name
         from_pillow.append(np.abs(stored - after).mean())
         from_pixels.append(np.abs(stored - pixels).mean())
-        assert from_pillow[-1] <= MOST_FROM_PILLOW, name
-        assert from_pixels[-1] <= MOST_FROM_PIXELS, name
+        assert from_pillow[-1] <= MAX_DIFFERENCE_FROM_PILLOW, name
+        assert from_pixels[-1] <= MAX_DIFFERENCE_FROM_PIXELS, name
     counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     return (
         f"{len(files)} hostile files: {counted}; good ones differ from Pillow's by {max(from_pillow):.3f} of 255 on "
@@ -72,13 +72,14 @@ def check(files: Sequence[Hostile]) -> str:
     )
 
 
-def test_of_photographs(coco160: Path, capsys) -> None:
+@pytest.mark.soak
+def test_photographs(coco160: Path, capsys, soak: bool) -> None:
     photographs = [path.read_bytes() for path in sorted(coco160.glob("*2017/*.jpg"))]
-    line = check(list(hostile(photographs, 300)))
+    line = check(list(hostile(photographs, 300 if soak else 150)))
     with capsys.disabled():
         print("\n" + line)
 
 
-def test_of_drawn_pictures(make_picture, encoded) -> None:
-    drawn = [encoded(make_picture(seed, 400, 300)) for seed in range(3)]
+def test_drawn_images(make_image, encoded) -> None:
+    drawn = [encoded(make_image(seed, 400, 300)) for seed in range(3)]
     check(list(hostile(drawn, 100, seed=1)))

@@ -7,7 +7,16 @@ import torch
 
 from sigrl_core.config import LossConfig
 from sigrl_core.errors import ConfigError
-from sigrl_core.losses import LOSSES, Known, WholeBatch, distillation, get_loss, hinges, pseudo_positives, ranking
+from sigrl_core.training.losses import (
+    LOSSES,
+    BatchReducer,
+    Targets,
+    distillation,
+    get_loss,
+    hinges,
+    pseudo_positives,
+    ranking,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -48,7 +57,7 @@ def test_ranking_by_hand() -> None:
     states = torch.tensor([[1, -1, -1, 0], [1, -1, -1, -1]], dtype=torch.int8)
     # First image: 1 + 1.5 - 2 = 0.5 violates, 1 + 0 - 2 does not. Second: nothing does.
     torch.testing.assert_close(of_images(scores, states), torch.tensor([0.5, 0.0], dtype=torch.float64))
-    loss = ranking(scores, Known(states_BC=states), LossConfig(), WholeBatch())
+    loss = ranking(scores, Targets(states_BC=states), LossConfig(), BatchReducer())
     assert (loss.dtype, loss.item()) == (torch.float32, 0.25)
 
 
@@ -70,7 +79,7 @@ def test_images_without_a_pair_give_zero_and_no_gradient() -> None:
 def test_many_labels_need_no_pairs() -> None:
     scores, states = torch.randn(32, 7186, requires_grad=True), torch.ones(32, 7186, dtype=torch.int8)
     states[:, ::2] = -1  # every pair would be 413 million per image
-    ranking(scores, Known(states_BC=states), LossConfig(), WholeBatch()).backward()
+    ranking(scores, Targets(states_BC=states), LossConfig(), BatchReducer()).backward()
 
 
 def test_distillation_by_hand() -> None:
@@ -85,7 +94,7 @@ def test_distillation_by_hand() -> None:
 
 LOGITS = torch.tensor([[math.log(4), 0.0, -math.log(4)], [0.0, -math.log(4), math.log(4)]], dtype=torch.float64)
 STATES = torch.tensor([[1, 0, -1], [1, 0, 0]], dtype=torch.int8)
-KNOWN = Known(
+KNOWN = Targets(
     states_BC=STATES,
     pseudo_BC=torch.tensor([[False, True, False], [False, False, True]]),
     soft_BC=torch.tensor([[torch.nan, 0.3, torch.nan], [torch.nan, torch.nan, 0.1]], dtype=torch.float64),
@@ -128,7 +137,7 @@ def test_every_loss_has_a_value_worked_by_hand() -> None:
 @pytest.mark.parametrize("name", BY_HAND)
 def test_by_hand(name: str) -> None:
     """Sums over six labels of two images, divided by six."""
-    loss = LOSSES[name](LOGITS, KNOWN, CONFIG, WholeBatch())
+    loss = LOSSES[name](LOGITS, KNOWN, CONFIG, BatchReducer())
     assert loss.item() == pytest.approx(BY_HAND[name] / 6, rel=1e-12)
 
 
@@ -140,10 +149,12 @@ def test_gradients(name: str) -> None:
     logits, estimate = torch.randn(4, 7, dtype=torch.float64), torch.randn(4, 7, dtype=torch.float64)
     states = torch.randint(-1, 2, (4, 7), dtype=torch.int8)
     soft = torch.where(torch.rand(4, 7) < 0.5, torch.rand(4, 7), torch.nan).double()
-    known = {"states_BC": states, "pseudo_BC": torch.rand(4, 7) < 0.3, "soft_BC": soft, "epoch": 3}
+    targets = {"states_BC": states, "pseudo_BC": torch.rand(4, 7) < 0.3, "soft_BC": soft, "epoch": 3}
 
     def loss(logits_BC: torch.Tensor) -> torch.Tensor:
-        return LOSSES[name](logits_BC, Known(**known, estimate_BC=estimate), LossConfig(rejection=0.1), WholeBatch())
+        return LOSSES[name](
+            logits_BC, Targets(**targets, estimate_BC=estimate), LossConfig(rejection=0.1), BatchReducer()
+        )
 
     assert torch.autograd.gradcheck(loss, logits.requires_grad_())
     assert loss(logits.detach()).isfinite()
@@ -152,7 +163,7 @@ def test_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_certain_and_wrong_is_finite(name: str) -> None:
     logits = torch.tensor([[200.0, -200.0, 200.0], [-200.0, 200.0, -200.0]], requires_grad=True)
-    loss = LOSSES[name](logits, KNOWN, CONFIG, WholeBatch())
+    loss = LOSSES[name](logits, KNOWN, CONFIG, BatchReducer())
     loss.backward()
     assert loss.isfinite()
     assert logits.grad is not None
@@ -167,9 +178,12 @@ def test_the_order_of_labels_and_images_means_nothing() -> None:
 
     parts = (KNOWN.states_BC, KNOWN.pseudo_BC, KNOWN.soft_BC, KNOWN.estimate_BC)
     states, pseudo, soft, estimate = (permuted(part) for part in parts if part is not None)
-    known = Known(states_BC=states, pseudo_BC=pseudo, soft_BC=soft, estimate_BC=estimate, epoch=KNOWN.epoch)
+    targets = Targets(states_BC=states, pseudo_BC=pseudo, soft_BC=soft, estimate_BC=estimate, epoch=KNOWN.epoch)
     for name, loss in LOSSES.items():
-        one, other = loss(LOGITS, KNOWN, CONFIG, WholeBatch()), loss(permuted(LOGITS), known, CONFIG, WholeBatch())
+        one, other = (
+            loss(LOGITS, KNOWN, CONFIG, BatchReducer()),
+            loss(permuted(LOGITS), targets, CONFIG, BatchReducer()),
+        )
         assert one.item() == pytest.approx(other.item(), rel=1e-12), name
 
 
@@ -183,7 +197,7 @@ def test_pseudo_labels_of_clip() -> None:
 @pytest.mark.parametrize("name", ["role", "em_apl", "em_pl"])
 def test_a_loss_without_what_it_needs_says_so(name: str) -> None:
     with pytest.raises(ConfigError, match=f"loss.kind {name}: no "):
-        LOSSES[name](LOGITS, Known(states_BC=STATES), CONFIG, WholeBatch())
+        LOSSES[name](LOGITS, Targets(states_BC=STATES), CONFIG, BatchReducer())
 
 
 def test_an_unknown_loss_names_the_known_ones() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sigrl_core import progress
-from sigrl_core.progress import progress_line
+from sigrl_core.io import progress
+from sigrl_core.io.progress import progress_line
 
 pytestmark = pytest.mark.unit
 
 PROGRAM = """
-from sigrl_core.progress import progress_line
+from sigrl_core.io.progress import progress_line
 with progress_line("train", 40, done=10, unit="steps") as advance:
     for step in range(3):
         advance(10, f"loss {step}.5")
@@ -77,14 +77,14 @@ def test_a_bar_on_a_terminal() -> None:
     assert max(map(len, states)) <= 80
 
 
-def test_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_rate_limited(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with progress_line("draw", 1000) as advance:
         for _ in range(1000):
             advance(1)
-    told = lines(capsys)
-    assert len(told) == 2
-    assert told[0].startswith("draw: 1 of 1000 rows, ")
-    assert told[1].startswith("draw: 1000 of 1000 rows, ")
+    printed = lines(capsys)
+    assert len(printed) == 2
+    assert printed[0].startswith("draw: 1 of 1000 rows, ")
+    assert printed[1].startswith("draw: 1000 of 1000 rows, ")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with progress_line("draw", 10) as advance:
         for _ in range(10):
@@ -92,7 +92,7 @@ def test_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert len(lines(capsys)) == 10
 
 
-def test_rates_count_this_run_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_exclude_earlier_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress_line("tag", 5000, done=1000) as advance:
@@ -103,7 +103,7 @@ def test_rates_count_this_run_alone(capsys: pytest.CaptureFixture[str], monkeypa
     ]
 
 
-def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_line("tag", 0):
         pass
     assert lines(capsys) == []

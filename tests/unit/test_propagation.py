@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sigrl_core.config import GraphConfig, ReconstructionConfig, ScoringConfig
-from sigrl_core.model.asked import Asked
+from sigrl_core.model.label_set import LabelSet
 from sigrl_core.model.propagation import ScorePropagation
 from sigrl_core.model.sigrl import SigRL
 
@@ -41,7 +41,7 @@ def test_labels_not_trained_on_neither_hear_nor_tell() -> None:
     )
     strangers = torch.full((3,), -1)
     assert torch.equal(made(logits, strangers, strangers), torch.zeros(1, 3))
-    assert torch.equal(made.between(places), torch.tensor([[0, 0, -4.0], [0, 0, 0], [2.0, 0, 0]]))
+    assert torch.equal(made.edges_between(places), torch.tensor([[0, 0, -4.0], [0, 0, 0], [2.0, 0, 0]]))
 
 
 def test_gradients() -> None:
@@ -60,49 +60,51 @@ def test_gradients() -> None:
 def model(**scoring: object) -> SigRL:
     torch.manual_seed(0)
     graph = GraphConfig(hidden=8, residual=True, propagation=True)
-    made = SigRL(8, graph, ReconstructionConfig(unit_rms=True), ScoringConfig(patches_kept=3, **scoring), labels=5)
+    made = SigRL(
+        8, graph, ReconstructionConfig(rms_normalise=True), ScoringConfig(top_k_patches=3, **scoring), labels=5
+    )
     made.propagation.edges.data = torch.randn(5, 5)
     return made.double().eval()
 
 
-def of(*places: int) -> Asked:
+def of(*places: int) -> LabelSet:
     """Labels by number; the first five were trained on."""
     chosen = torch.tensor(places)
-    return Asked(LABELS[chosen], None, torch.where(chosen < 5, chosen, -1))
+    return LabelSet(LABELS[chosen], None, torch.where(chosen < 5, chosen, -1))
 
 
 @pytest.fixture
-def picture() -> tuple[torch.Tensor, torch.Tensor]:
+def image() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
     return torch.randn(3, 7, 8).double(), torch.randn(3, 8).double()
 
 
-def test_training_starts_from_the_scores_as_they_come(picture) -> None:
+def test_training_starts_from_the_scores_as_they_come(image) -> None:
     made = model(learn_scale=True, initial_scale=20.0)
     made.propagation.edges.data.zero_()
-    with_edges = made(*picture, of(0, 1, 2, 3, 4))
+    with_edges = made(*image, of(0, 1, 2, 3, 4))
     made.propagates = False
-    torch.testing.assert_close(made(*picture, of(0, 1, 2, 3, 4)), with_edges)
+    torch.testing.assert_close(made(*image, of(0, 1, 2, 3, 4)), with_edges)
 
 
 @pytest.mark.parametrize("learn_scale", [True, False])
-def test_scores_and_logits_rank_alike(picture, learn_scale: bool) -> None:
+def test_scores_and_logits_rank_alike(image, learn_scale: bool) -> None:
     made = model(learn_scale=learn_scale, initial_scale=20.0)
-    found = made(*picture, of(0, 1, 2, 3, 4, 5))
+    found = made(*image, of(0, 1, 2, 3, 4, 5))
     scale, bias = (20.0, 0.0) if learn_scale else (1.0, 0.0)
     torch.testing.assert_close(found.logits_BC, found.scores_BC * scale + bias)
 
 
-def test_a_reference_gives_the_published_scores_of_its_own_labels(picture) -> None:
+def test_a_reference_gives_the_published_scores_of_its_own_labels(image) -> None:
     made, reference = model(learn_scale=True), of(0, 1, 2, 3, 4)
-    torch.testing.assert_close(made(*picture, reference, reference), made(*picture, reference))
+    torch.testing.assert_close(made(*image, reference, reference), made(*image, reference))
 
 
-def test_with_a_reference_a_score_does_not_depend_on_what_else_is_asked(picture) -> None:
+def test_with_a_reference_a_score_does_not_depend_on_what_else_is_asked(image) -> None:
     made, reference = model(learn_scale=True), of(0, 1, 2, 3, 4)
     few, many = of(7, 2), of(7, 2, 0, 5, 6, 8, 1)
     torch.testing.assert_close(
-        made(*picture, many, reference).logits_BC[:, :2], made(*picture, few, reference).logits_BC, rtol=0, atol=1e-12
+        made(*image, many, reference).logits_BC[:, :2], made(*image, few, reference).logits_BC, rtol=0, atol=1e-12
     )
-    published = made(*picture, many).scores_BC[:, :2] - made(*picture, few).scores_BC
+    published = made(*image, many).scores_BC[:, :2] - made(*image, few).scores_BC
     assert published.abs().max() > 0.01

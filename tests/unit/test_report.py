@@ -1,4 +1,4 @@
-"""The report: every section, and the odd evaluations that must not break it."""
+"""The report: all sections, and unusual evaluations."""
 
 import math
 import re
@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from sigrl_core.calibration import fit_calibration
 from sigrl_core.config import CalibrateConfig
+from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import ShardError
-from sigrl_core.evaluation import Comparison, Evaluation, evaluate
-from sigrl_core.label_edges import LabelEdges
-from sigrl_core.records import ShardFolder
+from sigrl_core.evaluation.evaluator import Evaluation, Evaluator, evaluate
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.labels.edges import LabelEdges
+from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.model.calibration import fit_calibration
 from sigrl_core.report.charts import ticks
 from sigrl_core.report.evaluation import write_report
 from sigrl_core.report.headline import print_table
 from sigrl_core.report.label_graph import SIZE, layout, spread
-from sigrl_core.tagger import Tagger
-from sigrl_core.vocabulary import Vocabulary
 from tests.conftest import random_states, tagger_of, vocabulary_of, write_shards
 
 pytestmark = pytest.mark.unit
@@ -46,11 +46,11 @@ HISTORY = [
 def example(
     root: Path, vocabulary: Vocabulary, states_NC: np.ndarray, compare: bool = False, reconstructs: bool = True
 ) -> tuple[Evaluation, ShardFolder, Tagger]:
-    """What write_report takes, measured by a real model on real shards."""
+    """Returns the arguments of write_report, measured by a real model on real shards."""
     folder = write_shards(root / "shards of the test", vocabulary, states_NC)
     tagger = tagger_of(vocabulary, reconstructs)
     others = {"mkt_style": tagger_of(vocabulary, reconstructs=False)} if compare else {}
-    return evaluate(Comparison(tagger, others), folder), folder, tagger
+    return evaluate(Evaluator(tagger, others), folder), folder, tagger
 
 
 def page_of(root: Path, *arguments, history: Sequence[dict] = (), **options) -> str:
@@ -70,13 +70,13 @@ def test_every_section_is_there(tmp_path: Path) -> None:
     page = page_of(tmp_path, COLOURS, random_states(12, 6), compare=True, history=HISTORY)
     assert rows_of(page) == ["SigRL", "SigRL, any vocabulary", "MKT-style", "CLIP, global", "CLIP, global + local"]
     assert page.count('role="img"') == 4 + 1 + 1  # training, precision and recall, label graph
-    assert page.count('alt="Picture ') == 12
-    assert page.count('alt="What the model sees of ') == 4
+    assert page.count('alt="Image ') == 12
+    assert page.count('alt="Input of the model: ') == 4
     assert page.count('alt="Where ') == 4 * 3  # the best labels of each
     assert page.count('src="data:image/jpeg;base64,') == 12 + 4 + 4 * 3
     assert page.count('class="mark"') == page.count('class="track"') == 6
-    assert "asked with the 2 unseen labels alone" in page
-    assert "asked with all 6 labels, measured on the unseen ones" in page
+    assert "scored with the 2 unseen labels only" in page
+    assert "scored with all 6 labels, measured on the unseen ones" in page
     assert COLOURS.hash in page
     assert "runs/a &amp; b" in page
 
@@ -106,10 +106,10 @@ def test_without_unseen_labels_nothing_speaks_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [1, 2, 5])
-def test_one_picture_and_few_labels(tmp_path: Path, labels: int) -> None:
+def test_one_image_and_few_labels(tmp_path: Path, labels: int) -> None:
     vocabulary = vocabulary_of([f"label {c}" for c in range(labels)])
     page = page_of(tmp_path, vocabulary, np.ones((1, labels), np.int8), history=HISTORY[:1])
-    assert page.count('alt="Picture ') == 1
+    assert page.count('alt="Image ') == 1
     assert page.count("<rect") == labels
     assert "nan" not in page.split("<main>")[1]
 
@@ -120,7 +120,7 @@ def test_a_measure_without_a_number_is_a_dash(tmp_path: Path) -> None:
     write_report(evaluation, folder, tagger, [{**HISTORY[0], "validation/map": math.nan}], str(tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert '<td class="first">–</td>' in page
-    assert "No label occurs in these pictures" in page
+    assert "No label occurs in these images" in page
     assert "True: none" in page
     assert "nan" not in page.split("<main>")[1]
     assert "–" in print_table(evaluation.metrics)
@@ -153,7 +153,7 @@ def test_a_model_without_a_label_graph_shows_its_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("graph", "told"),
+    ("graph", "source"),
     [
         ({"kind": "nearest", "neighbours": 2}, "largest edge to the nearest texts"),
         ({"kind": "cooccurrence"}, "largest edge by co-occurrence"),
@@ -162,33 +162,33 @@ def test_a_model_without_a_label_graph_shows_its_texts(tmp_path: Path) -> None:
     ],
     ids=["nearest", "cooccurrence", "listed", "propagation"],
 )
-def test_the_label_graph_is_drawn_as_it_is(graph: dict[str, Any], told: str, tmp_path: Path) -> None:
-    """Red hears black alone; of the edges that a model has, these are drawn."""
-    edges = LabelEdges({(name, "red" if name == "black" else "black"): 1.0 for name in COLOURS.names})
+def test_the_label_graph_is_drawn_as_it_is(graph: dict[str, Any], source: str, tmp_path: Path) -> None:
+    """Red attends to black alone; the edges that a model has are drawn."""
+    edges = LabelEdges({("red" if name == "black" else "black", name): 1.0 for name in COLOURS.names})
     tagger = tagger_of(COLOURS, known=None if graph.get("kind") == "nearest" else edges, **graph)
-    if tagger.recogniser.head.propagates:
+    if tagger.model.head.propagates:
         with torch.no_grad():
-            tagger.recogniser.head.propagation.edges[0, 3] = 2.5
+            tagger.model.head.propagation.edges[0, 3] = 2.5
     folder = write_shards(tmp_path / "shards", COLOURS, random_states(5, 6))
-    write_report(evaluate(Comparison(tagger, {}), folder), folder, tagger, [], str(tmp_path))
+    write_report(evaluate(Evaluator(tagger, {}), folder), folder, tagger, [], str(tmp_path))
     page = (tmp_path / "report.html").read_text()
-    assert told in page
+    assert source in page
     listed = page.split("Joined to</th>")[1].split("</table>")[0]
-    (heard,) = re.findall(r'<th scope="row">red</th><td>(.*?)</td>', listed)
+    (neighbours,) = re.findall(r'<th scope="row">red</th><td>(.*?)</td>', listed)
     if graph.get("kind") == "nearest":
-        assert heard.count(" 1.00") == 2
+        assert neighbours.count(" 1.00") == 2
     else:
-        assert heard == ("black 2.50" if "propagation" in graph else "black 1.00")
+        assert neighbours == ("black 2.50" if "propagation" in graph else "black 1.00")
 
 
 def test_calibration_is_drawn(tmp_path: Path) -> None:
     evaluation, folder, tagger = example(tmp_path, COLOURS, random_states(40, 6))
-    assert "calibrate.py makes probabilities of them" in page_of(tmp_path / "without", COLOURS, random_states(4, 6))
+    assert "calibrate.py turns them into probabilities" in page_of(tmp_path / "without", COLOURS, random_states(4, 6))
     logits_NC = evaluation.scores["sigrl_independent"]["gzsl"]
     config = CalibrateConfig(checkpoint="c", data="d", min_examples=2)
     made = fit_calibration(logits_NC, evaluation.states_NC, COLOURS, config)
     calibrated = Tagger(replace(tagger.checkpoint, calibration=made))
-    evaluation = evaluate(Comparison(calibrated, {}), folder)
+    evaluation = evaluate(Evaluator(calibrated, {}), folder)
     write_report(evaluation, folder, calibrated, [], str(tmp_path))
     section = (tmp_path / "report.html").read_text().split('id="calibration"')[1].split("</section>")[0]
     assert section.count('role="img"') == 2
@@ -199,7 +199,7 @@ def test_calibration_is_drawn(tmp_path: Path) -> None:
         assert f"<td>{100 * values['f1_thresholds']:.1f}</td>" in section
 
 
-def test_pictures_of_another_folder_are_refused(tmp_path: Path) -> None:
+def test_images_of_another_folder_are_refused(tmp_path: Path) -> None:
     evaluation, folder, tagger = example(tmp_path, COLOURS, random_states(7, 6))
     evaluation.uris[6] = "other.jpg"
     with pytest.raises(ShardError, match=r"row 6 is 006\.jpg, but other\.jpg was evaluated"):
@@ -209,10 +209,10 @@ def test_pictures_of_another_folder_are_refused(tmp_path: Path) -> None:
         write_report(evaluation, fewer, tagger, [], str(tmp_path / "out"))
 
 
-def test_of_a_test_split_its_own_pictures_are_shown(tmp_path: Path) -> None:
+def test_of_a_test_split_its_own_images_are_shown(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "shards", COLOURS, random_states(20, 6), test_fraction=0.4)
     tagger = tagger_of(COLOURS)
-    evaluation = evaluate(Comparison(tagger, {}), folder)
+    evaluation = evaluate(Evaluator(tagger, {}), folder)
     assert 0 < len(evaluation.uris) < 20
     write_report(evaluation, folder, tagger, [], str(tmp_path / "out"))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -224,19 +224,19 @@ def test_boxes_of_labels_do_not_touch() -> None:
     nodes_CD, boxes = rng.normal(size=(80, 16)), np.stack([rng.uniform(40, 150, 80), np.full(80, 22.0)], axis=1)
     edges = [(c, (c + 1) % 80) for c in range(80)]
     for nodes in (nodes_CD, np.zeros_like(nodes_CD)):
-        found = spread(layout(nodes, edges), boxes)
-        overlap = (boxes[:, None] + boxes) / 2 - np.abs(found[:, None] - found)
+        places = spread(layout(nodes, edges), boxes)
+        overlap = (boxes[:, None] + boxes) / 2 - np.abs(places[:, None] - places)
         np.fill_diagonal(overlap[..., 0], -1)
         assert not (overlap > 0).all(axis=2).any()
-        assert (found - boxes / 2 >= 0).all()
-        assert (found + boxes / 2 <= SIZE).all()
+        assert (places - boxes / 2 >= 0).all()
+        assert (places + boxes / 2 <= SIZE).all()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 100), (0.02, 0.08), (3, 3), (0, 0), (-1, 1e6), (-5, -5), (1, 2)])
 def test_ticks_enclose_the_range(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert found[0] <= low <= high <= found[-1]
-    assert 2 <= len(found) <= 8
+    values = ticks(low, high)
+    assert values[0] <= low <= high <= values[-1]
+    assert 2 <= len(values) <= 8
 
 
 def test_the_table_for_the_terminal() -> None:

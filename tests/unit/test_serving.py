@@ -1,4 +1,4 @@
-"""The HTTP interface without Ray: what it answers, what it refuses, and in which words."""
+"""The HTTP interface without Ray: results, errors and their texts."""
 
 import asyncio
 import base64
@@ -8,26 +8,31 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import APIRouter, UploadFile
 from PIL import Image
 from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 
+from sigrl_core.config.stages import ServeConfig
 from sigrl_core.demo import toybox
-from sigrl_core.errors import ConfigError, VocabularyError
+from sigrl_core.errors import ConfigError, ImageError, VocabularyError
+from sigrl_core.inference.tagger import Tagger
+from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.plugins import ENDPOINTS, register_endpoint
+from sigrl_core.serving import middleware
 from sigrl_core.serving.app import create_app
+from sigrl_core.serving.handlers import RequestHandler
 from sigrl_core.serving.keys import ApiKeys, add_key
-from sigrl_core.serving.messages import Asking, Tagged
+from sigrl_core.serving.messages import ModelResponse, TagOptions, TagResult
 from sigrl_core.serving.middleware import BodyLimit, ProxyProblems
 from sigrl_core.serving.problems import MEDIA_TYPE
-from sigrl_core.serving.rates import Bucket, Buckets, Leases
-from sigrl_core.serving.service import Job, Service
-from sigrl_core.serving.settings import ServeConfig
-from sigrl_core.serving.vocabularies import NamedVocabularies, TakenError
-from sigrl_core.tagger import Tagger
-from sigrl_core.vocabulary import Vocabulary
+from sigrl_core.serving.rates import RateLimiter, TokenBucket, TokenBuckets
+from sigrl_core.serving.service import Service, TagQuery
+from sigrl_core.serving.vocabularies import NameTakenError, VocabularyStore
 from tests.conftest import calibrated_checkpoint, untrained_checkpoint
 from tests.serving import app_of
 
@@ -41,7 +46,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def jpegs() -> list[bytes]:
-    return [picture.jpeg for picture in toybox.pictures("test", range(6), size=64, seed=1)]
+    return [image.jpeg for image in toybox.scenes("test", range(6), size=64, seed=1)]
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def config(checkpoint: Path, tmp_path: Path) -> ServeConfig:
         vocabularies=str(tmp_path / "vocabularies"),
         max_body_bytes=300_000,
         max_images=8,
-        max_waiting=16,
+        max_pending_images=16,
         max_labels=50,
         requests_per_minute=6000,
     )
@@ -70,12 +75,12 @@ def files(jpegs: list[bytes]) -> list[tuple]:
     return [("images", (f"{number}.jpg", data, "image/jpeg")) for number, data in enumerate(jpegs)]
 
 
-def refused(response, status: int, told: str) -> None:
+def refused(response, status: int, detail: str) -> None:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == MEDIA_TYPE
     body = response.json()
     assert body["status"] == status
-    assert told in body["detail"]
+    assert detail in body["detail"]
 
 
 # ---- answers ----
@@ -99,7 +104,7 @@ def test_the_same_tags_as_the_tagger(client: TestClient, checkpoint: Path, jpegs
     assert body["labels"] == len(toybox.vocabulary())
 
 
-def test_labels_of_ones_own_heat_maps_and_pictures_that_cannot_be_read(client: TestClient, jpegs: list[bytes]) -> None:
+def test_labels_of_ones_own_heat_maps_and_images_that_cannot_be_read(client: TestClient, jpegs: list[bytes]) -> None:
     form = {"labels": "a red ball\na kite\n\nsnow", "heatmap": "true", "top_k": "2"}
     response = client.post("/v1/tag", files=files([jpegs[0], b"nonsense", b"", jpegs[1][:900]]), data=form)
     assert response.status_code == 200, response.text
@@ -143,13 +148,14 @@ def test_requests_that_ask_the_same_go_through_the_model_together(
     model, sizes = service.model(None), []
     tag = model.tagger.tag
     monkeypatch.setattr(model.tagger, "tag", lambda crops, *a, **k: (sizes.append(len(crops)), tag(crops, *a, **k))[1])
-    asking = [Asking(), Asking(top_k=2), Asking(labels=["a", "b"]), Asking(top_k=9)]
-    jobs = [Job(service.question(each), [service.crop(jpeg, model) for jpeg in jpegs[:2]]) for each in asking]
-    answers = service.answer(jobs)
+    options = [TagOptions(), TagOptions(top_k=2), TagOptions(labels=["a", "b"]), TagOptions(top_k=9)]
+    images = [service.decode(jpeg, model) for jpeg in jpegs[:2]]
+    queries = [replace(service.create_query(each), images=images) for each in options]
+    answers = service.tag(queries)
     assert sorted(sizes) == [2, 6]
     assert [[len(each.tags) for each in answer] for answer in answers] == [[5, 5], [2, 2], [2, 2], [9, 9]]
-    for job, answer in zip(jobs, answers, strict=True):
-        (alone,) = service.answer([job])
+    for query, answer in zip(queries, answers, strict=True):
+        (alone,) = service.tag([query])
         for found, expected in zip(answer, alone, strict=True):
             assert [each.label for each in found.tags] == [each.label for each in expected.tags]
             assert [each.score for each in found.tags] == pytest.approx([e.score for e in expected.tags], abs=1e-5)
@@ -163,13 +169,15 @@ def test_what_answers(client: TestClient, checkpoint: Path) -> None:
     assert vocabulary["hash"] == toybox.vocabulary().hash
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
-    refused(client.get("/v1/model?model=other"), 404, "known are default")
+    refused(client.get("/v1/model?model=other"), 404, "expected one of default")
 
 
 def test_several_models(config: ServeConfig, jpegs: list[bytes], tmp_path: Path) -> None:
     other = untrained_checkpoint(tmp_path / "other", seed=1)
     client = client_of(replace(config, models={"other": str(other)}))
-    assert client.get("/v1/model").json()["others"] == ["other"]
+    body = client.get("/v1/model").json()
+    assert body["other_models"] == ["other"]
+    assert body["others"] == ["other"]  # the key of version 0.1.0
     bodies = [client.post("/v1/tag", files=files(jpegs), data=data).json() for data in ({}, {"model": "other"})]
     assert bodies[0]["checkpoint"] != bodies[1]["checkpoint"]
     assert bodies[1]["model"] == "other"
@@ -187,7 +195,7 @@ def test_several_models(config: ServeConfig, jpegs: list[bytes], tmp_path: Path)
     (damaged / "weights.safetensors").write_bytes(b"")
     client = client_of(config)
     refused(client.post("/v1/tag", files=files(jpegs), data={"model": "damaged"}), 503, "damaged cannot be loaded now")
-    refused(client.get("/v1/vocabulary?model=none"), 404, "known are damaged, default, other")
+    refused(client.get("/v1/vocabulary?model=none"), 404, "expected one of damaged, default, other")
     with pytest.raises(ConfigError, match="'default' is the name of --checkpoint"):
         replace(config, models={"default": "x"})
 
@@ -197,13 +205,17 @@ def test_what_proxies_answer_themselves_is_something_that_passes() -> None:
         """A proxy of Serve whose replica has died."""
 
     response = TestClient(ProxyProblems(gone)).post("/v1/tag")
-    refused(response, 503, "ask again")
+    refused(response, 503, "retry")
     assert response.headers["Retry-After"] == "1"
     busy = TestClient(ProxyProblems(PlainTextResponse("Request dropped due to backpressure (...)", 503)))
-    refused(busy.get("/"), 503, "all are busy")
+    refused(busy.get("/"), 503, "overloaded: all replicas are busy")
     for status, media_type in ((404, "text/plain"), (503, MEDIA_TYPE), (500, "text/plain")):
         response = TestClient(ProxyProblems(Response("a body", status, media_type=media_type))).get("/")
         assert (response.status_code, response.text) == (status, "a body")
+    module, _, name = middleware.PROXY_CALLBACK.partition(":")
+    assert module == middleware.__name__
+    for function in (getattr(middleware, name), middleware.in_proxies):  # the latter in manifests of version 0.1.0
+        assert [each.cls for each in function()] == [ProxyProblems]
 
 
 def test_a_new_checkpoint_in_the_same_place_takes_over(
@@ -219,7 +231,7 @@ def test_a_new_checkpoint_in_the_same_place_takes_over(
     (place / "manifest.json").write_text((place / "manifest.json").read_text() + "\n")
     with caplog.at_level(logging.WARNING):
         assert service.refresh() == []
-    assert "model default stays as it is" in caplog.text
+    assert "model default: the current version stays in use" in caplog.text
     assert service.model(None) is before
     untrained_checkpoint(place, seed=3)
     assert service.refresh() == ["default"]
@@ -245,7 +257,7 @@ def test_named_label_lists(client: TestClient, config: ServeConfig, jpegs: list[
     kept = list((Path(config.vocabularies or "") / "embeddings").iterdir())
     assert len(kept) == 1
     refused(client.get("/v1/vocabularies/hats"), 404, "no label list of that name")
-    refused(client.get("/v1/vocabularies/..%2f..%2fetc"), 404, "there is nothing here")
+    refused(client.get("/v1/vocabularies/..%2f..%2fetc"), 404, "no such path")
     refused(client.post("/v1/vocabularies", json={"name": "../x", "labels": ["a"]}), 422, "name: ")
     refused(client.post("/v1/vocabularies", json={"name": "x", "labels": ["a", "a"]}), 422, "listed twice: a")
     refused(client.post("/v1/vocabularies", json={"name": "x", "labels": []}), 422, "labels: ")
@@ -254,29 +266,29 @@ def test_named_label_lists(client: TestClient, config: ServeConfig, jpegs: list[
 
 def test_kept_embeddings_are_used_and_damaged_ones_are_not(config: ServeConfig) -> None:
     service = Service(config)
-    vocabulary, new = service.keep("pets", ["cat", "dog"])
+    vocabulary, new = service.store_vocabulary("pets", ["cat", "dog"])
     assert new
-    expected = service.model(None).tagger.ask(vocabulary).labels_CD
+    expected = service.model(None).tagger.encode_labels(vocabulary).labels_CD
     (kept,) = (Path(config.vocabularies or "") / "embeddings").iterdir()
     later = Service(config)
-    later.keep("pets", ["cat", "dog"])
-    assert later.model(None).tagger.ask(vocabulary).labels_CD.equal(expected)
+    later.store_vocabulary("pets", ["cat", "dog"])
+    assert later.model(None).tagger.encode_labels(vocabulary).labels_CD.equal(expected)
     kept.write_bytes(b"x")
     damaged = Service(config)
-    damaged.keep("pets", ["cat", "dog"])
-    assert damaged.model(None).tagger.ask(vocabulary).labels_CD.equal(expected)
+    damaged.store_vocabulary("pets", ["cat", "dog"])
+    assert damaged.model(None).tagger.encode_labels(vocabulary).labels_CD.equal(expected)
     assert kept.stat().st_size > 1
 
 
 def test_so_many_label_lists_and_no_more(tmp_path: Path) -> None:
-    kept = NamedVocabularies(str(tmp_path / "kept"), most=2)
-    assert kept.put("a", Vocabulary.of(["x"]))
-    assert kept.put("b", Vocabulary.of(["x"]))
-    with pytest.raises(VocabularyError, match="2 already"):
-        kept.put("c", Vocabulary.of(["x"]))
-    assert not kept.put("b", Vocabulary.of(["x"]))
-    with pytest.raises(TakenError):
-        kept.put("b", Vocabulary.of(["y"]))
+    kept = VocabularyStore(str(tmp_path / "kept"), max_vocabularies=2)
+    assert kept.put("a", Vocabulary.from_names(["x"]))
+    assert kept.put("b", Vocabulary.from_names(["x"]))
+    with pytest.raises(VocabularyError, match="its maximum of 2 lists"):
+        kept.put("c", Vocabulary.from_names(["x"]))
+    assert not kept.put("b", Vocabulary.from_names(["x"]))
+    with pytest.raises(NameTakenError):
+        kept.put("b", Vocabulary.from_names(["y"]))
     assert kept.names() == ["a", "b"]
     assert kept.get("no") is None
 
@@ -286,22 +298,22 @@ def test_so_many_label_lists_and_no_more(tmp_path: Path) -> None:
 
 def test_what_is_asked_is_checked(client: TestClient, jpegs: list[bytes]) -> None:
     one = files(jpegs[:1])
-    for data, told in (
+    for data, detail in (
         ({"top_k": "0"}, "top_k: "),
         ({"top_k": "many"}, "top_k: "),
         ({"threshold": "2"}, "threshold"),
         ({"labels": ""}, "labels: "),
         ({"labels": "a\na"}, "listed twice: a"),
         ({"labels": "[1]"}, "labels.0"),
-        ({"labels": "\n".join(map(str, range(51)))}, "51 are given; at most 50"),
-        ({"labels": "a", "vocabulary": "b"}, "both are given"),
+        ({"labels": "\n".join(map(str, range(51)))}, "found 51, expected at most 50"),
+        ({"labels": "a", "vocabulary": "b"}, "found both"),
         ({"colour": "red"}, "colour: "),
     ):
-        refused(client.post("/v1/tag", files=one, data=data), 422, told)
-    refused(client.post("/v1/tag", files=one, data={"labels": "[1"}), 422, "a label a line")
+        refused(client.post("/v1/tag", files=one, data=data), 422, detail)
+    refused(client.post("/v1/tag", files=one, data={"labels": "[1"}), 422, "one label per line")
     refused(client.post("/v1/tag", files=one, data={"vocabulary": "none"}), 404, "no label list of that name")
-    refused(client.post("/v1/tag", files=one, data={"model": "none"}), 404, "model: there is none of that name")
-    refused(client.post("/v1/tag", files=files(jpegs[:1] * 9)), 413, "9 are given; at most 8")
+    refused(client.post("/v1/tag", files=one, data={"model": "none"}), 404, "model: no model of that name")
+    refused(client.post("/v1/tag", files=files(jpegs[:1] * 9)), 413, "found 9, expected at most 8")
     refused(client.post("/v1/tag", files=files(jpegs[:1] * 10)), 400, "form: ")
     refused(client.post("/v1/tag", files=[("picture", ("a.jpg", jpegs[0]))]), 422, "files named images")
     refused(client.post("/v1/tag", data={"top_k": "1"}), 415, "multipart/form-data or application/json")
@@ -309,7 +321,7 @@ def test_what_is_asked_is_checked(client: TestClient, jpegs: list[bytes]) -> Non
     refused(client.post("/v1/tag", json={"images": ["???"]}), 422, "number 1: not valid base64")
     refused(client.post("/v1/tag", json=[1]), 422, "body: ")
     refused(client.post("/v1/tag", content=b"[" * 100_000, headers={"content-type": "application/json"}), 400, "JSON")
-    refused(client.get("/v1/tag"), 405, "not by this method")
+    refused(client.get("/v1/tag"), 405, "method not allowed")
     refused(client.get("/nothing"), 404, "openapi.json")
 
 
@@ -327,15 +339,19 @@ def test_large_bodies_are_refused_whether_they_say_so_or_not(client: TestClient)
 
 def test_more_bytes_than_memory_is_for_are_turned_away(config: ServeConfig, jpegs: list[bytes]) -> None:
     body, headers = b"x" * 200_000, {"content-type": "application/json"}
-    client = client_of(replace(config, max_held_bytes=300_000))
-    held = next(each for each in _stack(client.app) if isinstance(each, BodyLimit))
-    held.held = 150_000
-    refused(client.post("/v1/tag", content=body, headers=headers), 503, "too much is being read already")
-    held.held = 0
+    client = client_of(replace(config, max_inflight_bytes=300_000))
+    limit = next(each for each in _stack(client.app) if isinstance(each, BodyLimit))
+    limit.inflight_bytes = 150_000
+    refused(
+        client.post("/v1/tag", content=body, headers=headers),
+        503,
+        "overloaded: the requests in progress use all memory",
+    )
+    limit.inflight_bytes = 0
     refused(client.post("/v1/tag", content=body, headers=headers), 400, "not valid JSON")
-    assert held.held == 0
+    assert limit.inflight_bytes == 0
     assert client.post("/v1/tag", files=files(jpegs[:1])).status_code == 200
-    assert held.held == 0
+    assert limit.inflight_bytes == 0
 
 
 def _stack(app) -> Iterator:
@@ -347,17 +363,17 @@ def _stack(app) -> Iterator:
         layer = getattr(layer, "app", None)
 
 
-def test_pictures_with_too_many_pixels(config: ServeConfig) -> None:
+def test_images_with_too_many_pixels(config: ServeConfig) -> None:
     stream = io.BytesIO()
     Image.new("L", (3000, 3000)).save(stream, "PNG")
     small = replace(config, max_pixels=1_000_000)
     response = client_of(small).post("/v1/tag", files=files([stream.getvalue()]))
-    refused(response, 413, "images: none can be read: 1 too_many_pixels")
+    refused(response, 413, "images: no readable image: 1 too_many_pixels")
     assert response.json()["reasons"] == ["too_many_pixels"]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "status", "told"),
+    ("images", "status", "detail"),
     [
         ([b"nonsense"], 415, "1 not_an_image"),
         ([b"%PDF-1.7\n"], 415, "1 unsupported"),
@@ -365,24 +381,24 @@ def test_pictures_with_too_many_pixels(config: ServeConfig) -> None:
         ([b"nonsense", b"", b"more nonsense"], 415, "2 not_an_image, 1 empty"),
     ],
 )
-def test_where_no_picture_can_be_read(client: TestClient, pictures: list[bytes], status: int, told: str) -> None:
-    refused(client.post("/v1/tag", files=files(pictures)), status, told)
+def test_where_no_image_can_be_read(client: TestClient, images: list[bytes], status: int, detail: str) -> None:
+    refused(client.post("/v1/tag", files=files(images)), status, detail)
 
 
 def test_more_than_may_wait_is_turned_away(config: ServeConfig, jpegs: list[bytes]) -> None:
     service, release = Service(config), asyncio.Event()
 
-    async def answer(job: Job) -> list[Tagged]:
+    async def run_query(query: TagQuery) -> list[TagResult]:
         await release.wait()
-        return (await asyncio.to_thread(service.answer, [job]))[0]
+        return (await asyncio.to_thread(service.tag, [query]))[0]
 
-    async def take(client: str, per_minute: float, wanted: int) -> tuple[int, float]:
-        return wanted, 0.0
+    async def take_tokens(client: str, per_minute: float, requested: int) -> tuple[int, float]:
+        return requested, 0.0
 
-    async def ask() -> list:
+    async def send_requests() -> list:
         import httpx2
 
-        transport = httpx2.ASGITransport(create_app(service, answer, lambda: None, Leases(take)))
+        transport = httpx2.ASGITransport(create_app(service, run_query, lambda: None, RateLimiter(take_tokens)))
         async with httpx2.AsyncClient(transport=transport, base_url="http://test") as app:
             first = [asyncio.create_task(app.post("/v1/tag", files=files(jpegs[:1] * 8))) for _ in range(2)]
             while not all(task.get_coro() is None or task.done() for task in first):
@@ -394,10 +410,10 @@ def test_more_than_may_wait_is_turned_away(config: ServeConfig, jpegs: list[byte
             release.set()
             return [turned_away, ready, *await asyncio.gather(*first), await app.get("/readyz")]
 
-    turned_away, ready, *answered, later = asyncio.run(ask())
-    refused(turned_away, 503, "16 pictures wait already")
+    turned_away, ready, *answered, later = asyncio.run(send_requests())
+    refused(turned_away, 503, "overloaded: 16 images are pending")
     assert turned_away.headers["retry-after"] == "1"
-    refused(ready, 503, "as many pictures wait as may")
+    refused(ready, 503, "overloaded: the maximum number of images is pending")
     assert [each.status_code for each in answered] == [200, 200]
     assert later.status_code == 200
 
@@ -409,12 +425,12 @@ def test_keys(config: ServeConfig, jpegs: list[bytes], tmp_path: Path) -> None:
     where = str(tmp_path / "keys.json")
     alice, bob = add_key(where, "alice"), add_key(where, "bob", requests_per_minute=6)
     assert alice not in Path(where).read_text()
-    with pytest.raises(ConfigError, match="lists a key named 'alice'"):
+    with pytest.raises(ConfigError, match="has a key named 'alice'"):
         add_key(where, "alice")
     client = client_of(config, ApiKeys.load(where))
-    refused(client.get("/v1/model"), 401, "a key is wanted")
-    refused(client.get("/v1/model", headers={"authorization": "Bearer " + alice[:-1]}), 401, "unknown key")
-    refused(client.post("/v1/tag", files=files(jpegs[:1])), 401, "a key is wanted")
+    refused(client.get("/v1/model"), 401, "API key required")
+    refused(client.get("/v1/model", headers={"authorization": "Bearer " + alice[:-1]}), 401, "unknown API key")
+    refused(client.post("/v1/tag", files=files(jpegs[:1])), 401, "API key required")
     assert client.get("/v1/model").headers["www-authenticate"] == "Bearer"
     for headers in ({"authorization": f"Bearer {alice}"}, {"x-api-key": alice}):
         assert client.get("/v1/model", headers=headers).status_code == 200
@@ -423,7 +439,7 @@ def test_keys(config: ServeConfig, jpegs: list[bytes], tmp_path: Path) -> None:
     statuses = [client.get("/v1/model", headers={"x-api-key": bob}).status_code for _ in range(3)]
     assert statuses == [200, 429, 429]
     limited = client.get("/v1/model", headers={"x-api-key": bob})
-    refused(limited, 429, "6 requests a minute are allowed")
+    refused(limited, 429, "rate limit: 6 requests per minute")
     assert 1 <= int(limited.headers["retry-after"]) <= 10
     assert client.get("/v1/model", headers={"x-api-key": alice}).status_code == 200
 
@@ -437,7 +453,7 @@ def test_files_that_list_no_keys(tmp_path: Path, text: str) -> None:
 
 def test_a_bucket_fills_as_time_goes() -> None:
     now = [0.0]
-    bucket = Bucket(60, lambda: now[0])
+    bucket = TokenBucket(60, lambda: now[0])
     assert bucket.take(4) == (4, 0.0)
     assert bucket.take(100) == (6, 0.0)
     given, wait = bucket.take(1)
@@ -450,19 +466,19 @@ def test_a_bucket_fills_as_time_goes() -> None:
 
 def test_replicas_together_keep_to_one_rate() -> None:
     now = [0.0]
-    buckets = Buckets(lambda: now[0])
+    buckets = TokenBuckets(lambda: now[0])
 
-    async def take(client: str, per_minute: float, wanted: int) -> tuple[int, float]:
-        return buckets.take(client, per_minute, wanted)
+    async def take_tokens(client: str, per_minute: float, requested: int) -> tuple[int, float]:
+        return buckets.take(client, per_minute, requested)
 
     async def count() -> int:
-        replicas, through = [Leases(take) for _ in range(3)], 0
+        replicas, through = [RateLimiter(take_tokens) for _ in range(3)], 0
         for step in range(6000):  # a minute, a hundred requests a second
             now[0] = step / 100
-            through += await replicas[step % 3].wait_for("alice", 600) == 0
+            through += await replicas[step % 3].acquire("alice", 600) == 0
         return through
 
-    assert 600 <= asyncio.run(count()) <= 600 + 100 + 30  # its rate, its burst, and what replicas hold
+    assert 600 <= asyncio.run(count()) <= 600 + 100 + 30  # its rate, its burst, and what replicas have prefetched
 
 
 # ---- what is not to be seen ----
@@ -471,17 +487,17 @@ def test_replicas_together_keep_to_one_rate() -> None:
 def test_nothing_a_client_sent_is_logged(
     config: ServeConfig, jpegs: list[bytes], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, told = client_of(config), RuntimeError("about secret-words")
+    client, error = client_of(config), RuntimeError("about secret-words")
 
     def broken(*_, **__):
-        raise told
+        raise error
 
     with caplog.at_level(logging.DEBUG):
         client.post("/v1/tag", files=files(jpegs[:1]), data={"labels": "secret-words\nsecret-words"})
         client.get("/v1/vocabularies/secret-words")
-        monkeypatch.setattr(Service, "question", broken)
+        monkeypatch.setattr(Service, "create_query", broken)
         failed = client.post("/v1/tag", files=files(jpegs[:1]), data={"labels": "secret-words"})
-    refused(failed, 500, "the server's log has it under")
+    refused(failed, 500, "the server's log has details under the number")
     ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("sigrl"))
     assert failed.json()["detail"].split()[-1] in ours
     assert "in broken" in ours
@@ -496,6 +512,77 @@ def test_the_page_may_run_nothing_but_its_own(client: TestClient) -> None:
     for word in ("<script>", "style=", "onclick", "http://", "https://"):
         assert word not in page.text
     assert client.get("/page.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_the_page_takes_nothing_from_its_address(client: TestClient) -> None:
+    """A parameter that changed its content would let a link run scripts in the page, with the key of its user."""
+    for name in ("content", "media_type", "headers"):
+        assert client.get("/", params={name: "text/javascript"}).content == client.get("/").content
+        assert client.get("/", params={name: "text/javascript"}).headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_model_response_of_an_old_server_is_read(client: TestClient) -> None:
+    body = client.get("/v1/model").json()
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["ModelResponse"]["properties"]
+    assert schema["others"]["deprecated"]
+    assert "deprecated" not in schema["other_models"]
+    for key in ("other_models", "others"):
+        old = {name: value for name, value in body.items() if name not in ("other_models", "others")} | {key: ["cats"]}
+        assert ModelResponse.model_validate(old).other_models == ["cats"]
+
+
+def test_an_endpoint_of_ones_own(config: ServeConfig, jpegs: list[bytes], tmp_path: Path) -> None:
+    def create_router(handler: RequestHandler) -> APIRouter:
+        router = APIRouter()
+
+        @router.post("/v1/brightness")
+        async def brightness(images: list[UploadFile], model: str | None = None) -> list[float | None]:
+            files = [await image.read() for image in images]
+            decoded = await handler.decode(files, await handler.model(model))
+            return [None if isinstance(image, ImageError) else float(image.mean()) for image in decoded]
+
+        @router.get("/v1/model")
+        async def replaced() -> str:
+            return "replaced"
+
+        return router
+
+    register_endpoint("brightness")(create_router)
+    try:
+        key = add_key(str(tmp_path / "keys.json"), "alice")
+        client = client_of(config, ApiKeys.load(str(tmp_path / "keys.json")))
+        refused(client.post("/v1/brightness", files=files(jpegs[:1])), 401, "API key required")
+        client.headers["x-api-key"] = key
+        body = client.post("/v1/brightness", files=[*files(jpegs[:2]), *files([b"nonsense"])]).json()
+        assert [each is not None for each in body] == [True, True, False]
+        refused(client.post("/v1/brightness?model=none", files=files(jpegs[:1])), 404, "no model of that name")
+        assert client.get("/v1/model").json()["name"] == "default"
+        assert "401" in client.get("/openapi.json").json()["paths"]["/v1/brightness"]["post"]["responses"]
+    finally:
+        del ENDPOINTS["brightness"]
+
+
+def test_requests_are_reported_by_route(config: ServeConfig) -> None:
+    """Never by path, which may contain a client's names."""
+    reported: list[tuple[str, int]] = []
+
+    async def unused(*_: object) -> Any:
+        raise AssertionError
+
+    async def take_tokens(client: str, per_minute: float, requested: int) -> tuple[int, float]:
+        return requested, 0.0
+
+    def on_request(route: str, status: int, seconds: float) -> None:
+        assert seconds >= 0
+        reported.append((route, status))
+
+    app = create_app(Service(config), unused, lambda: None, RateLimiter(take_tokens), on_request)
+    client = TestClient(app, raise_server_exceptions=False)
+    for path in ("/", "/healthz", "/v1/vocabularies/secret", "/v1/vocabularies", "/secret"):
+        client.get(path)
+    assert reported == [
+        ("/", 200), ("/healthz", 200), ("/v1/vocabularies/{name}", 404), ("/v1/vocabularies", 200), ("other", 404),
+    ]  # fmt: skip
 
 
 def test_the_document_is_one(client: TestClient) -> None:

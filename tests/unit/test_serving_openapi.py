@@ -11,7 +11,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from sigrl_core.serving.settings import ServeConfig
+from sigrl_core.config.stages import ServeConfig
 from tests.conftest import untrained_checkpoint
 from tests.serving import app_of
 

@@ -1,4 +1,4 @@
-"""The small CLIP: it learns, it is the same for the same seed, it comes back frozen."""
+"""The small CLIP: its loss falls, its seed determines it, and it is returned frozen."""
 
 import io
 
@@ -18,9 +18,9 @@ CONFIG = SmallClipConfig(epochs=8, batch_size=32)
 
 @pytest.fixture(scope="module")
 def captioned() -> tuple[np.ndarray, list[str]]:
-    shown = list(toybox.pictures("captioned", range(210), size=48, seed=0))
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(picture.jpeg))) for picture in shown])
-    return pixels, [picture.caption for picture in shown]
+    shown = list(toybox.scenes("captioned", range(210), size=48, seed=0))
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image.jpeg))) for image in shown])
+    return pixels, [image.caption for image in shown]
 
 
 def trained(captioned: tuple[np.ndarray, list[str]], config: SmallClipConfig) -> tuple[Backbone, list[float]]:
@@ -35,12 +35,12 @@ def first(captioned: tuple[np.ndarray, list[str]]) -> tuple[Backbone, list[float
 
 def test_the_loss_falls(first: tuple[Backbone, list[float]]) -> None:
     losses = first[1]
-    assert len(losses) == CONFIG.steps(210) == 48
+    assert len(losses) == CONFIG.num_steps(210) == 48
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
     assert np.isfinite(losses).all()
 
 
-def test_captions_fit_their_own_pictures_best(
+def test_captions_fit_their_own_images_best(
     first: tuple[Backbone, list[float]], captioned: tuple[np.ndarray, list[str]]
 ) -> None:
     pixels, captions = captioned
@@ -51,7 +51,7 @@ def test_captions_fit_their_own_pictures_best(
     assert (cosine.diagonal()[:, None] >= cosine).float().mean() > 0.6  # by chance 0.5
 
 
-def test_it_comes_back_frozen(first: tuple[Backbone, list[float]]) -> None:
+def test_it_is_returned_frozen(first: tuple[Backbone, list[float]]) -> None:
     backbone = first[0]
     assert not backbone.training
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -59,7 +59,7 @@ def test_it_comes_back_frozen(first: tuple[Backbone, list[float]]) -> None:
     assert backbone.clip.logit_scale <= np.log(100)
 
 
-def test_the_seed_alone_decides(captioned: tuple[np.ndarray, list[str]]) -> None:
+def test_only_the_seed_determines_it(captioned: tuple[np.ndarray, list[str]]) -> None:
     def run(seed: int, state_of_torch: int) -> tuple[Backbone, list[float]]:
         torch.manual_seed(state_of_torch)
         return trained(captioned, SmallClipConfig(epochs=1, batch_size=64, seed=seed))
@@ -71,7 +71,7 @@ def test_the_seed_alone_decides(captioned: tuple[np.ndarray, list[str]]) -> None
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
 
 
-def test_too_few_pictures_for_a_batch(captioned: tuple[np.ndarray, list[str]]) -> None:
+def test_too_few_images_for_a_batch(captioned: tuple[np.ndarray, list[str]]) -> None:
     pixels, captions = captioned
     backbone, losses = trained((pixels[:10], captions[:10]), CONFIG)
     assert losses == []

@@ -1,4 +1,4 @@
-"""Local files and how locations are read; the object store has its own tests where there is one."""
+"""Local files and the forms of locations; tests/e2e has the tests with an object store."""
 
 import errno
 import os
@@ -7,14 +7,15 @@ import subprocess
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
-from sigrl_core import object_store, storage
 from sigrl_core.errors import StorageError
-from sigrl_core.object_store import StoreError
+from sigrl_core.io import object_store, storage
+from sigrl_core.io.object_store import StoreError
+from sigrl_core.io.retry import is_transient
 
 pytestmark = pytest.mark.unit
 
 
-def test_one_factory_takes_every_way_to_write_a_location(tmp_path, monkeypatch) -> None:
+def test_every_form_of_a_location_has_a_filesystem(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for uri in ("a b/c", "~/a b/c", f"{tmp_path}/a b/c", f"file://{tmp_path}/a%20b/c"):
@@ -36,14 +37,14 @@ def test_other_locations_are_refused(uri: str, message: str) -> None:
         storage.filesystem_for(uri)
 
 
-def test_join_and_locate() -> None:
+def test_join_and_resolve() -> None:
     assert storage.join("s3://b/k/", "a", "b.json") == "s3://b/k/a/b.json"
     assert storage.join("/", "a") == "/a"
-    assert storage.locate("/data", "a/1.jpg") == "/data/a/1.jpg"
-    assert storage.locate("/data", "s3://b/1.jpg") == "s3://b/1.jpg"
-    assert storage.below("s3://b", "/etc/passwd") == "s3://b//etc/passwd"
-    assert storage.below("s3://b/", "s3://c/1.jpg") == "s3://b/s3://c/1.jpg"
-    assert storage.below("/data", "~me/1.jpg") == "/data/~me/1.jpg"
+    assert storage.resolve("/data", "a/1.jpg") == "/data/a/1.jpg"
+    assert storage.resolve("/data", "s3://b/1.jpg") == "s3://b/1.jpg"
+    assert storage.join_walked("s3://b", "/etc/passwd") == "s3://b//etc/passwd"
+    assert storage.join_walked("s3://b/", "s3://c/1.jpg") == "s3://b/s3://c/1.jpg"
+    assert storage.join_walked("/data", "~me/1.jpg") == "/data/~me/1.jpg"
 
 
 def test_what_is_written_is_read(tmp_path) -> None:
@@ -103,7 +104,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_really_full_disk(tmp_path) -> None:
+def test_a_full_disk(tmp_path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True, check=False
     )
@@ -117,20 +118,20 @@ def test_a_really_full_disk(tmp_path) -> None:
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_only_a_store_that_failed_is_worth_another_try() -> None:
-    def error(cause: Exception) -> StorageError:
-        made = StorageError("x")
-        made.__cause__ = cause
-        return made
+def test_only_failures_of_a_store_are_transient() -> None:
+    def error_with(cause: Exception) -> StorageError:
+        error = StorageError("x")
+        error.__cause__ = cause
+        return error
 
-    assert storage.is_transient(error(OSError("When reading: AWS Error SLOW_DOWN during GetObject")))
-    assert storage.is_transient(error(OSError("AWS Error NETWORK_CONNECTION during HeadObject: curlCode: 7")))
-    assert not storage.is_transient(error(OSError("AWS Error ACCESS_DENIED during HeadObject operation")))
-    assert not storage.is_transient(error(FileNotFoundError("AWS Error")))
-    assert not storage.is_transient(StorageError("unknown scheme"))
+    assert is_transient(error_with(OSError("When reading: AWS Error SLOW_DOWN during GetObject")))
+    assert is_transient(error_with(OSError("AWS Error NETWORK_CONNECTION during HeadObject: curlCode: 7")))
+    assert not is_transient(error_with(OSError("AWS Error ACCESS_DENIED during HeadObject operation")))
+    assert not is_transient(error_with(FileNotFoundError("AWS Error")))
+    assert not is_transient(StorageError("unknown scheme"))
 
 
-def test_other_stores_come_from_the_same_factory() -> None:
+def test_other_stores_have_filesystems() -> None:
     filesystem, path = storage.filesystem_for("gs://bucket/some/key")
     assert (filesystem.type_name, path) == ("gcs", "bucket/some/key")
     filesystem, path = storage.filesystem_for("abfs://box@account.dfs.core.windows.net/some/key")
@@ -140,33 +141,33 @@ def test_other_stores_come_from_the_same_factory() -> None:
         storage.filesystem_for("abfs://box/key")
 
 
-def test_a_store_is_asked_again_while_it_fails(monkeypatch) -> None:
-    asked = []
+def test_a_failing_store_is_tried_again(monkeypatch) -> None:
+    paths = []
 
     def read(path: str, max_bytes: int | None) -> bytes:
-        asked.append(path)
-        if len(asked) < 4:
+        paths.append(path)
+        if len(paths) < 4:
             raise StoreError("SlowDown", 503, "Please reduce your request rate")
         return b"at last"
 
-    monkeypatch.setattr(object_store, "s3_read", read)
+    monkeypatch.setattr(object_store, "read_s3", read)
     assert storage.read_bytes("s3://bucket/key") == b"at last"
-    assert asked == ["bucket/key"] * 4
-    asked.clear()
-    monkeypatch.setattr(object_store, "s3_read", denied := Denied())
+    assert paths == ["bucket/key"] * 4
+    paths.clear()
+    monkeypatch.setattr(object_store, "read_s3", denied := Denied())
     with pytest.raises(StorageError, match="s3://bucket/key: cannot be read: permission denied; check the credentials"):
         storage.read_bytes("s3://bucket/key")
-    assert denied.asked == 1
+    assert denied.calls == 1
 
 
-def test_what_was_never_asked_is_not_asked_again(monkeypatch) -> None:
+def test_a_request_that_was_not_sent_is_not_tried_again(monkeypatch) -> None:
     def client(settings: object):
         raise NoCredentialsError
 
     monkeypatch.setattr(object_store, "s3_client", client)
     with pytest.raises(StorageError, match="no credentials found; set AWS_ACCESS_KEY_ID") as caught:
         storage.read_bytes("s3://bucket/key")
-    assert not storage.is_transient(caught.value)
+    assert not is_transient(caught.value)
     error = EndpointConnectionError(endpoint_url="http://nobody")
     with pytest.raises(StoreError) as caught, object_store._as_os_errors():
         raise error
@@ -174,10 +175,10 @@ def test_what_was_never_asked_is_not_asked_again(monkeypatch) -> None:
 
 
 class Denied:
-    """Answers like a store that one may not read."""
+    """A store that denies access."""
 
-    asked = 0
+    calls = 0
 
     def __call__(self, path: str, max_bytes: int | None) -> bytes:
-        self.asked += 1
+        self.calls += 1
         raise StoreError("AccessDenied", 403, "Access Denied")

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sigrl_core.checkpoint import load_weights, save_checkpoint
 from sigrl_core.config import LossConfig, RunConfig
 from sigrl_core.errors import CheckpointError
-from sigrl_core.training import TrainingState
-from sigrl_core.training_state import load_training_state, save_training_state
-from tests.unit.test_training import changed, fresh, parameters_of
+from sigrl_core.model.checkpoint import load_weights, save_checkpoint
+from sigrl_core.training.state import TrainingState, load_training_state, save_training_state
+from tests.unit.test_loop import changed, fresh, parameters_of
 
 pytestmark = pytest.mark.unit
 
@@ -19,23 +18,23 @@ CONFIG = replace(changed(training={"ema": 0.9}), loss=LossConfig(kind="role"))
 
 
 def one_step(state: TrainingState) -> None:
-    for parameter in (*state.recogniser.parameters(), *state.memory.parameters()):
+    for parameter in (*state.model.parameters(), *state.sample_labels.parameters()):
         parameter.grad = 0.1 * torch.ones_like(parameter) if parameter.requires_grad else None
     state.optimiser.step()
-    state.average.update(state.recogniser)
+    state.ema.update(state.model)
     state.step += 1
 
 
 def saved(state: TrainingState, config: RunConfig, folder: Path) -> None:
-    with state.average.in_place_of(state.recogniser):
-        save_checkpoint(folder / "checkpoint", state.recogniser, config, {})
+    with state.ema.swapped_into(state.model):
+        save_checkpoint(folder / "checkpoint", state.model, config, {})
     save_training_state(folder / "state", state)
 
 
 def other() -> TrainingState:
     state = fresh(CONFIG)
     with torch.no_grad():
-        for parameter in (*state.recogniser.parameters(), *state.memory.parameters()):
+        for parameter in (*state.model.parameters(), *state.sample_labels.parameters()):
             parameter += 1
     return state
 
@@ -46,15 +45,15 @@ def test_the_next_step_is_the_same(tmp_path: Path) -> None:
     first.totals, first.best = {"loss": 0.1 + 0.2, "steps": 1.0}, (41.5, 3)
     saved(first, CONFIG, tmp_path)
     saved(first, CONFIG, tmp_path)  # over one that is there
-    load_weights(tmp_path / "checkpoint", second.recogniser)
+    load_weights(tmp_path / "checkpoint", second.model)
     load_training_state(tmp_path / "state", second)
     assert (second.step, second.totals, second.best) == (1, first.totals, first.best)
     for state in (first, second):
         one_step(state)
     for found, expected in (
         (parameters_of(second), parameters_of(first)),
-        (dict(second.memory.named_parameters()), dict(first.memory.named_parameters())),
-        (second.average.weights, first.average.weights),
+        (dict(second.sample_labels.named_parameters()), dict(first.sample_labels.named_parameters())),
+        (second.ema.weights, first.ema.weights),
     ):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -84,4 +83,4 @@ def test_weights_of_another_training_are_refused(tmp_path: Path) -> None:
     weights = tmp_path / "checkpoint/weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
     with pytest.raises(CheckpointError, match="sha256"):
-        load_weights(tmp_path / "checkpoint", state.recogniser)
+        load_weights(tmp_path / "checkpoint", state.model)

@@ -1,12 +1,12 @@
-"""Triton kernels for NVIDIA: tanh on the fly, products on tensor cores with float32 sums, softmax over patches on chip.
+"""Triton kernels for NVIDIA GPUs: tanh on the fly, tensor-core products with float32 sums, softmax on chip.
 
-Forward holds nothing but its result and, per label and channel, the logarithm of the softmax's denominator, by which
-the backward pass makes A again. That writes the gradient of Z and H = tanh(X Q) for some labels at a time, for one
-library product (the gradient of W) and one kernel that goes on to the gradients of patches and queries.
+The forward pass stores only its result and, per label and channel, the logarithm of the softmax's denominator, from
+which the backward pass recomputes A. The backward pass writes the gradient of Z and H = tanh(X Q) for a few labels at a
+time; one library product gives the gradient of W from them, and one kernel the gradients of patches and queries.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportPossiblyUnboundVariable=false
-# Triton's language looks like Python, and is not to who checks types.
+# Triton's language has Python's syntax but not its types.
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from torch.autograd.function import once_differentiable
 from sigrl_core.model.coefficients.chunked import product_dtype
 
 BLOCK_P, BLOCK_D, BLOCK_K = 256, 64, 64
-"""Most patches, channels and inner channels of a tile; 256 patches are a ViT-B/16's at 224 pixels in one."""
+"""Maximum number of patches, channels and inner channels of a tile; the 196 patches of a ViT-B/16 fit into one."""
 ROWS_P = 64
-"""Patches of a tile where the gradients of inputs are summed."""
+"""Patches of a tile in the kernel that sums the gradients of its inputs."""
 CHUNK_BYTES = 1 << 27
-"""Of what the backward pass writes for some labels at a time."""
+"""Bytes that the backward pass writes for a few labels at a time."""
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # pyright: ignore[reportAttributeAccessIssue]
-"""Triton's interpreter multiplies bfloat16 by its bits."""
+"""Whether Triton's interpreter runs, which multiplies the bit patterns of bfloat16."""
 
 
-def reduced(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -> Tensor:
-    """See `coefficients.reduced`. Under autocast the products run in its dtype."""
+def reduce(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -> Tensor:
+    """Implements `coefficients.Reduce`. Under autocast the products use its dtype."""
     (W_DD,) = weights
     Q_BCD = Q.expand(len(X_BPD), -1, -1)
     return _Fused.apply(X_BPD.contiguous(), Q_BCD, W_DD, pool)  # type: ignore[return-value]
 
 
 # ---- kernels ----
-# Letters as in SIGRL's paper; a pointer is moved to its image first. `fits` are masks: shapes need not be multiples.
+# Letters as in the paper; pointers are moved to their image first. Masks allow shapes that are no multiples of a tile.
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _tanh(x):
 
 @triton.jit
 def _dot(left, right, total):
-    """total + left right, in the dtype of total."""
+    """Computes total + left right, in the dtype of total."""
     if _INTERPRETED:
         left, right = left.to(total.dtype), right.to(total.dtype)
     return tl.dot(left, right, total, out_dtype=total.dtype, input_precision="ieee")
@@ -54,7 +54,7 @@ def _dot(left, right, total):
 
 @triton.jit
 def _products(X, Q, W, p, d, P, D, Z: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Z = tanh(X Q) W^T for the patches p and channels d of one image and label, summed in dtype `Z`."""
+    """Computes Z = tanh(X Q) W^T for the patches p and channels d of one image and label, summed in dtype `Z`."""
     z = tl.zeros([p.shape[0], d.shape[0]], Z)
     for start in range(0, D, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -71,29 +71,29 @@ def _pool(
     X, Q, W, V, out, lse, P, C, D, q_image,
     Z: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[b,c,d] = sum_p A V[b,p,d] and lse[b,c,d], patches tile by tile with the softmax carried along."""
+    """Computes out[b,c,d] = sum_p A V[b,p,d] and lse[b,c,d], over tiles of patches with an online softmax."""
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     image, label = tl.program_id(0) // C, tl.program_id(0) % C
     X += image.to(tl.int64) * P * D
     V += image.to(tl.int64) * P * D
     Q += image.to(tl.int64) * q_image + label * D
-    most = tl.full([BLOCK_D], float("-inf"), Z)
-    below = tl.zeros([BLOCK_D], Z)
-    above = tl.zeros([BLOCK_D], Z)
+    max_ = tl.full([BLOCK_D], float("-inf"), Z)
+    denominator = tl.zeros([BLOCK_D], Z)
+    numerator = tl.zeros([BLOCK_D], Z)
     for start in range(0, P, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         z = _products(X, Q, W, p, d, P, D, Z, BLOCK_K)
         z = tl.where(p[:, None] < P, z, float("-inf"))
         v = tl.load(V + p[:, None] * D + d[None, :], mask=(p[:, None] < P) & (d[None, :] < D), other=0.0)
-        higher = tl.maximum(most, tl.max(z, 0))
-        e = tl.exp(z - higher[None, :])
-        shrunk = tl.exp(most - higher)
-        below = below * shrunk + tl.sum(e, 0)
-        above = above * shrunk + tl.sum(e * v, 0)
-        most = higher
+        new_max = tl.maximum(max_, tl.max(z, 0))
+        e = tl.exp(z - new_max[None, :])
+        rescale = tl.exp(max_ - new_max)
+        denominator = denominator * rescale + tl.sum(e, 0)
+        numerator = numerator * rescale + tl.sum(e * v, 0)
+        max_ = new_max
     at = tl.program_id(0).to(tl.int64) * D + d
-    tl.store(out + at, above / below, mask=d < D)
-    tl.store(lse + at, most + tl.log(below), mask=d < D)
+    tl.store(out + at, numerator / denominator, mask=d < D)
+    tl.store(lse + at, max_ + tl.log(denominator), mask=d < D)
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def _sum(
     X, Q, W, lse, out, P, C, D, q_image,
     WHOLE: tl.constexpr, Z: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[b,p,d] = sum_c A. With all patches in one tile (`WHOLE`) lse is written, else it is read."""
+    """Computes out[b,p,d] = sum_c A. With all patches in one tile (`WHOLE`) lse is written, else it is read."""
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     image = tl.program_id(2).to(tl.int64)
@@ -113,57 +113,57 @@ def _sum(
         z = _products(X, Q + label * D, W, p, d, P, D, Z, BLOCK_K)
         if WHOLE:
             z = tl.where(p[:, None] < P, z, float("-inf"))
-            most = tl.max(z, 0)
-            e = tl.exp(z - most[None, :])
-            below = tl.sum(e, 0)
-            total += e / below[None, :]
-            tl.store(lse + label * D + d, most + tl.log(below), mask=d < D)
+            max_ = tl.max(z, 0)
+            e = tl.exp(z - max_[None, :])
+            denominator = tl.sum(e, 0)
+            total += e / denominator[None, :]
+            tl.store(lse + label * D + d, max_ + tl.log(denominator), mask=d < D)
         else:
-            denominator = tl.load(lse + label * D + d, mask=d < D, other=0.0)
-            total += tl.exp(z - denominator[None, :])
-    fits = (p[:, None] < P) & (d[None, :] < D)
-    tl.store(out + image * P * D + p[:, None] * D + d[None, :], total, mask=fits)
+            log_denominator = tl.load(lse + label * D + d, mask=d < D, other=0.0)
+            total += tl.exp(z - log_denominator[None, :])
+    in_tile = (p[:, None] < P) & (d[None, :] < D)
+    tl.store(out + image * P * D + p[:, None] * D + d[None, :], total, mask=in_tile)
 
 
 @triton.jit
 def _gradient_of_products(
-    X, Q, W, lse, grad, reduced, grad_Z, H, grad_X, first, last, P, C, D, q_image,
+    X, Q, W, lse, grad, pooled, grad_Z, H, grad_X, first, last, P, C, D, q_image,
     POOL: tl.constexpr, Z: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """grad_Z and H [b, label - first, p, d] of some labels, and with POOL what X gets through the sum over patches.
+    """Computes grad_Z and H [b, label - first, p, d] of a few labels, and with POOL the gradient of X through the sum.
 
-    POOL: grad [b,c,d], reduced = sum_p A X [b,c,d].  Else: grad [b,p,d], reduced = sum_p A grad [b,c,d].
+    POOL: grad [b,c,d], pooled = sum_p A X [b,c,d].  Else: grad [b,p,d], pooled = sum_p A grad [b,c,d].
     """
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     image = tl.program_id(2).to(tl.int64)
     X += image * P * D
     Q += image * q_image
-    of_label = image * C * D
-    of_patches = p[:, None] * D + d[None, :]
-    fits = (p[:, None] < P) & (d[None, :] < D)
-    x = tl.load(X + of_patches, mask=fits, other=0.0)
+    label_offset = image * C * D
+    patch_offsets = p[:, None] * D + d[None, :]
+    in_tile = (p[:, None] < P) & (d[None, :] < D)
+    x = tl.load(X + patch_offsets, mask=in_tile, other=0.0)
     if not POOL:
-        g = tl.load(grad + image * P * D + of_patches, mask=fits, other=0.0)
+        g = tl.load(grad + image * P * D + patch_offsets, mask=in_tile, other=0.0)
     total = tl.zeros([BLOCK_P, BLOCK_D], Z)
     for label in range(first, last):
         z = _products(X, Q + label * D, W, p, d, P, D, Z, BLOCK_K)
-        at = of_label + label * D + d
+        at = label_offset + label * D + d
         a = tl.exp(z - tl.load(lse + at, mask=d < D, other=0.0)[None, :])
-        r = tl.load(reduced + at, mask=d < D, other=0.0)
+        r = tl.load(pooled + at, mask=d < D, other=0.0)
         if POOL:
             a *= tl.load(grad + at, mask=d < D, other=0.0)[None, :]
             total += a
-            of_z = a * (x - r[None, :])
+            grad_z = a * (x - r[None, :])
         else:
-            of_z = a * (g - r[None, :])
+            grad_z = a * (g - r[None, :])
         q = tl.load(Q + label * D + d, mask=d < D, other=0.0)
         row = (image * (last - first) + label - first) * P * D
-        tl.store(grad_Z + row + of_patches, of_z.to(grad_Z.dtype.element_ty), mask=fits)
-        tl.store(H + row + of_patches, _tanh(x * q[None, :]).to(H.dtype.element_ty), mask=fits)
+        tl.store(grad_Z + row + patch_offsets, grad_z.to(grad_Z.dtype.element_ty), mask=in_tile)
+        tl.store(H + row + patch_offsets, _tanh(x * q[None, :]).to(H.dtype.element_ty), mask=in_tile)
     if POOL:
-        there = grad_X + image * P * D + of_patches
-        tl.store(there, tl.load(there, mask=fits, other=0.0) + total, mask=fits)
+        grad_X_tile = grad_X + image * P * D + patch_offsets
+        tl.store(grad_X_tile, tl.load(grad_X_tile, mask=in_tile, other=0.0) + total, mask=in_tile)
 
 
 @triton.jit
@@ -171,30 +171,30 @@ def _gradient_of_inputs(
     grad_Z, X, Q, W, grad_X, grad_Q, first, last, P, C, D, q_image, gq_image,
     Z: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """grad_H = grad_Z W for some labels, and what patches and queries get through it."""
+    """Computes grad_H = grad_Z W for a few labels, and the gradients of patches and queries through it."""
     k = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     image = tl.program_id(2).to(tl.int64)
-    of_patches = p[:, None] * D + k[None, :]
-    fits = (p[:, None] < P) & (k[None, :] < D)
-    x = tl.load(X + image * P * D + of_patches, mask=fits, other=0.0)
+    patch_offsets = p[:, None] * D + k[None, :]
+    in_tile = (p[:, None] < P) & (k[None, :] < D)
+    x = tl.load(X + image * P * D + patch_offsets, mask=in_tile, other=0.0)
     Q += image * q_image
     total = tl.zeros([BLOCK_P, BLOCK_D], Z)
     for label in range(first, last):
         rows = grad_Z + (image * (last - first) + label - first) * P * D
-        of_h = tl.zeros([BLOCK_P, BLOCK_D], Z)
+        grad_h = tl.zeros([BLOCK_P, BLOCK_D], Z)
         for start in range(0, D, BLOCK_K):
             d = start + tl.arange(0, BLOCK_K)
-            of_z = tl.load(rows + p[:, None] * D + d[None, :], mask=(p[:, None] < P) & (d[None, :] < D), other=0.0)
+            grad_z = tl.load(rows + p[:, None] * D + d[None, :], mask=(p[:, None] < P) & (d[None, :] < D), other=0.0)
             w = tl.load(W + d[:, None] * D + k[None, :], mask=(d[:, None] < D) & (k[None, :] < D), other=0.0)
-            of_h = _dot(of_z, w, of_h)
+            grad_h = _dot(grad_z, w, grad_h)
         q = tl.load(Q + label * D + k, mask=k < D, other=0.0)
         h = _tanh(x * q[None, :])
-        inner = of_h * (1 - h * h)
+        inner = grad_h * (1 - h * h)
         total += inner * q[None, :]
         tl.atomic_add(grad_Q + image * gq_image + label * D + k, tl.sum(inner * x, 0), mask=k < D)
-    there = grad_X + image * P * D + of_patches
-    tl.store(there, tl.load(there, mask=fits, other=0.0) + total, mask=fits)
+    grad_X_tile = grad_X + image * P * D + patch_offsets
+    tl.store(grad_X_tile, tl.load(grad_X_tile, mask=in_tile, other=0.0) + total, mask=in_tile)
 
 
 # ---- the operator ----
@@ -225,7 +225,7 @@ class _Fused(torch.autograd.Function):
         X_BPD, Q_BCD, W, lse_BCD, pooled_BCD = ctx.saved_tensors
         grad_out, launch = grad_out.contiguous(), _Launch(X_BPD, Q_BCD)
         B, P, C, D = launch.B, launch.P, launch.C, launch.D
-        reduced = pooled_BCD if ctx.pool else launch.pool(W, grad_out, torch.empty_like(lse_BCD))
+        pooled = pooled_BCD if ctx.pool else launch.pool(W, grad_out, torch.empty_like(lse_BCD))
         grad_X, grad_Q = torch.zeros_like(X_BPD), X_BPD.new_zeros(B, C, D)
         grad_W = X_BPD.new_zeros(D, D)
         labels = max(1, min(C, CHUNK_BYTES // (2 * B * P * D * W.element_size())))
@@ -233,21 +233,23 @@ class _Fused(torch.autograd.Function):
         for first in range(0, C, labels):
             last = min(C, first + labels)
             rows = B * (last - first) * P
-            launch.gradient_of_products(W, lse_BCD, grad_out, reduced, grad_Z, H, grad_X, first, last, ctx.pool)
+            launch.gradient_of_products(W, lse_BCD, grad_out, pooled, grad_Z, H, grad_X, first, last, ctx.pool)
             grad_W += grad_Z[:rows].t() @ H[:rows]
             launch.gradient_of_inputs(grad_Z, W, grad_X, grad_Q, first, last)
         return grad_X, grad_Q, grad_W, None
 
 
 class _Launch:
-    """Shapes and grids, for all kernels the same."""
+    """Shapes and grids of all kernels."""
 
     def __init__(self, X_BPD: Tensor, Q_BCD: Tensor) -> None:
         (self.B, self.P, self.D), self.C = X_BPD.shape, Q_BCD.shape[1]
         self.X, self.Q = X_BPD, Q_BCD if Q_BCD.stride()[1:] == (self.D, 1) else Q_BCD.contiguous()
         self.sums = tl.float64 if X_BPD.dtype == torch.float64 else tl.float32
         self.block_P = max(16, min(BLOCK_P, triton.next_power_of_2(self.P)))
-        self.block_D, self.block_K = (max(16, min(most, triton.next_power_of_2(self.D))) for most in (BLOCK_D, BLOCK_K))
+        self.block_D, self.block_K = (
+            max(16, min(max_size, triton.next_power_of_2(self.D))) for max_size in (BLOCK_D, BLOCK_K)
+        )
         self.whole = self.block_P >= self.P
         self.channels = triton.cdiv(self.D, self.block_D)
 
@@ -265,7 +267,7 @@ class _Launch:
         }
 
     def pool(self, W: Tensor, V_BPD: Tensor, lse_BCD: Tensor) -> Tensor:
-        """sum_p A V; fills lse."""
+        """Computes sum_p A V; fills lse."""
         out = self.X.new_empty(self.B, self.C, self.D)
         _pool[(self.B * self.C, self.channels)](self.X, self.Q, W, V_BPD, out, lse_BCD, *self._sizes, **self._blocks())
         return out
@@ -274,10 +276,10 @@ class _Launch:
         grid = (self.channels, triton.cdiv(self.P, self.block_P), self.B)
         _sum[grid](self.X, self.Q, W, lse_BCD, out, *self._sizes, WHOLE=self.whole, **self._blocks())
 
-    def gradient_of_products(self, W, lse, grad, reduced, grad_Z, H, grad_X, first, last, pool) -> None:
+    def gradient_of_products(self, W, lse, grad, pooled, grad_Z, H, grad_X, first, last, pool) -> None:
         grid = (self.channels, triton.cdiv(self.P, self.block_P), self.B)
         _gradient_of_products[grid](
-            self.X, self.Q, W, lse, grad, reduced, grad_Z, H, grad_X, first, last, *self._sizes,
+            self.X, self.Q, W, lse, grad, pooled, grad_Z, H, grad_X, first, last, *self._sizes,
             POOL=pool, **self._blocks(),
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""The equations as they stand, in broadcasting PyTorch: the oracle of the others, and what they are measured against.
+"""The equations in broadcasting PyTorch: the reference of the other implementations, in tests and benchmarks.
 
-Holds B x C x P x D numbers, several times over for the backward pass.
+Stores B x C x P x D numbers, several times for the backward pass.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-def reduced(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -> Tensor:
-    """See `coefficients.reduced`. Under autocast the products run in its dtype."""
+def reduce(X_BPD: Tensor, Q: Tensor, weights: tuple[Tensor, ...], pool: bool) -> Tensor:
+    """Implements `coefficients.Reduce`. Under autocast the products use its dtype."""
     X_B1PD = X_BPD[:, None]
     S_BCPD = torch.sigmoid(X_B1PD * (2 * Q.unsqueeze(-2)))
     A_BCPD = torch.add(S_BCPD.new_tensor(-1), S_BCPD, alpha=2)  # tanh x = 2 sigmoid 2x - 1, five times as fast on CPU

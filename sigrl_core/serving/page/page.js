@@ -1,54 +1,54 @@
 'use strict';
-// Pictures -> tags, by the same interface as everybody else's (/openapi.json). Texts go in as text, never as markup.
+// Tags images with the public HTTP interface (/openapi.json). Texts are inserted as text, never as markup.
 
-const MOST_TAGS = 30;
-const WHY = {
-  truncated: 'The file is cut short or damaged.', not_an_image: 'This is no picture.', empty: 'The file is empty.',
-  too_many_pixels: 'The picture has too many pixels.', unsupported: 'Pictures of this kind are not read.',
+const MAX_TAGS = 30;
+const ERRORS = {
+  truncated: 'The file is truncated or damaged.', not_an_image: 'The file is not an image.', empty: 'The file is empty.',
+  too_many_pixels: 'The image has too many pixels.', unsupported: 'The image format is not supported.',
 };
-const HEAT = [[20, 11, 52], [101, 21, 110], [186, 54, 85], [243, 120, 25], [252, 255, 164]];
+const HEAT_COLOURS = [[20, 11, 52], [101, 21, 110], [186, 54, 85], [243, 120, 25], [252, 255, 164]];
 
 const $ = id => document.getElementById(id);
-const state = {ready: null, model: null, own: [], pictures: [], response: null, asked: 0};
+const state = {ready: null, model: null, modelLabels: [], images: [], response: null, requestNumber: 0};
 
 function headers() {
   const key = sessionStorage.getItem('key');
   return key ? {Authorization: `Bearer ${key}`} : {};
 }
 
-async function ask(path, options = {}) {
+async function send(path, options = {}) {
   const response = await fetch(path, {...options, headers: headers()}).catch(() => null);
-  if (!response) throw new Error('The server does not answer. Is it running?');
+  if (!response) throw new Error('The server does not answer. Check that it is running.');
   if (response.status === 401) $('key-field').hidden = false;
   const body = await response.json().catch(() => ({}));
   if (!response.ok) {
     const wait = response.headers.get('Retry-After');
-    const error = new Error((body.detail || `The server answered ${response.status}.`) + (wait ? ` (in ${wait} s)` : ''));
+    const error = new Error((body.detail || `The server answered with status ${response.status}.`) + (wait ? ` (after ${wait} s)` : ''));
     error.reasons = body.reasons;
     throw error;
   }
   return body;
 }
 
-function complain(error) {
+function showProblem(error) {
   $('problem').hidden = !error;
   $('problem').textContent = error ? error.message : '';
 }
 
 async function start() {
   try {
-    const [model, vocabulary] = await Promise.all([ask('v1/model'), ask('v1/vocabulary')]);
+    const [model, vocabulary] = await Promise.all([send('v1/model'), send('v1/vocabulary')]);
     state.model = model;
-    state.own = vocabulary.labels.map(row => row.label);
+    state.modelLabels = vocabulary.labels.map(row => row.label);
     $('key-field').hidden = true;
-    $('model').textContent = `${model.backbone}, ${state.own.length} labels` +
-      (model.calibrated ? ', calibrated' : ', not calibrated: bars compare labels and are no probabilities');
+    $('model').textContent = `${model.backbone}, ${state.modelLabels.length} labels` +
+      (model.calibrated ? ', calibrated' : ', not calibrated: scores rank labels and are not probabilities');
     $('threshold-hint').textContent = model.calibrated
-      ? 'Probability that a label is right.' : 'Share of the best label\'s score in each picture.';
-    complain(null);
+      ? 'Tags with a lower probability are hidden.' : 'Relative to the best tag of each image; lower scores are hidden.';
+    showProblem(null);
   } catch (error) {
-    $('model').textContent = 'No model answers.';
-    complain(error);
+    $('model').textContent = 'The model is not available.';
+    showProblem(error);
   }
 }
 
@@ -56,37 +56,37 @@ function labels() {
   return $('labels').value.split('\n').map(line => line.trim()).filter(Boolean);
 }
 
-function take(files) {
-  const pictures = [...files];
-  if (!pictures.length) return;
-  for (const {url} of state.pictures) URL.revokeObjectURL(url);
-  state.pictures = pictures.map(file => ({file, url: URL.createObjectURL(file)}));
+function setImages(files) {
+  const images = [...files];
+  if (!images.length) return;
+  for (const {url} of state.images) URL.revokeObjectURL(url);
+  state.images = images.map(file => ({file, url: URL.createObjectURL(file)}));
   tag();
 }
 
 async function tag() {
-  if (!state.pictures.length) return;
-  const asked = ++state.asked;
-  await state.ready;  // whether the model is calibrated decides what is asked
-  if (asked !== state.asked) return;
+  if (!state.images.length) return;
+  const requestNumber = ++state.requestNumber;
+  await state.ready;  // the request depends on whether the model is calibrated
+  if (requestNumber !== state.requestNumber) return;
   const form = new FormData();
-  for (const {file} of state.pictures) form.append('images', file);
+  for (const {file} of state.images) form.append('images', file);
   form.append('heatmap', 'true');
-  form.append('top_k', String(MOST_TAGS));
+  form.append('top_k', String(MAX_TAGS));
   if (state.model && state.model.calibrated) form.append('threshold', '0');
-  const own = labels();
-  if (own.length) form.append('labels', JSON.stringify(own));
-  $('status').textContent = `Tagging ${count(state.pictures.length, 'picture')} ...`;
+  const lines = labels();
+  if (lines.length) form.append('labels', JSON.stringify(lines));
+  $('status').textContent = `Tagging ${count(state.images.length, 'image')} ...`;
   $('again').disabled = true;
-  complain(null);
+  showProblem(null);
   try {
-    const response = await ask('v1/tag', {method: 'POST', body: form});
-    if (asked !== state.asked) return;
+    const response = await send('v1/tag', {method: 'POST', body: form});
+    if (requestNumber !== state.requestNumber) return;
     state.response = response;
     show();
   } catch (error) {
-    if (asked !== state.asked) return;
-    if (error.reasons) {  // not one picture can be read, and each is told why
+    if (requestNumber !== state.requestNumber) return;
+    if (error.reasons) {  // no image is readable; each has its error
       state.response = {labels: 0, results: error.reasons.map(reason => ({tags: [], error: reason}))};
       show();
       return;
@@ -94,9 +94,9 @@ async function tag() {
     state.response = null;
     $('results').replaceChildren();
     $('status').textContent = 'No tags.';
-    complain(error);
+    showProblem(error);
   } finally {
-    if (asked === state.asked) $('again').disabled = false;
+    if (requestNumber === state.requestNumber) $('again').disabled = false;
     $('copy').disabled = !state.response;
   }
 }
@@ -106,49 +106,49 @@ function count(number, what) {
 }
 
 function show() {
-  const least = Number($('threshold').value);
+  const minScore = Number($('threshold').value);
   let shown = 0;
   const results = state.response.results.map((result, number) => {
-    const {file, url} = state.pictures[number];
+    const {file, url} = state.images[number];
     const item = $('result').content.cloneNode(true).querySelector('li');
-    item.querySelector('h3').textContent = file.name || 'Pasted picture';
+    item.querySelector('h3').textContent = file.name || 'Pasted image';
     const image = item.querySelector('img');
     image.src = url;
-    image.alt = result.error ? '' : `${file.name || 'pasted picture'}`;
+    image.alt = result.error ? '' : file.name || 'pasted image';
     const list = item.querySelector('.tags');
     if (result.error) {
-      item.querySelector('.picture').remove();
-      list.replaceWith(text('p', WHY[result.error] || result.error, 'wrong'));
+      item.querySelector('.image').remove();
+      list.replaceWith(text('p', ERRORS[result.error] || result.error, 'wrong'));
       return item;
     }
     const best = Math.max(...result.tags.map(tag => tag.score), 1e-9);
     for (const tag of result.tags) {
-      const part = state.response.probabilities ? tag.score : Math.max(0, tag.score / best);
-      if (part < least) continue;
+      const share = state.response.probabilities ? tag.score : Math.max(0, tag.score / best);
+      if (share < minScore) continue;
       shown += 1;
-      list.append(row(tag, part, item));
+      list.append(tagRow(tag, share, item));
     }
-    if (!list.children.length) list.replaceWith(text('p', 'No tag reaches the threshold.', 'soft'));
+    if (!list.children.length) list.replaceWith(text('p', 'No tag reaches the minimum score.', 'soft'));
     return item;
   });
   $('results').replaceChildren(...results);
   $('status').textContent =
-    `${count(shown, 'tag')} for ${count(results.length, 'picture')}, of ${count(state.response.labels, 'label')} asked.`;
+    `${count(shown, 'tag')} for ${count(results.length, 'image')}, from ${count(state.response.labels, 'label')}.`;
 }
 
-function row(tag, part, item) {
+function tagRow(tag, share, item) {
   const button = document.createElement('button');
   button.type = 'button';
   button.className = 'tag';
   const bar = text('span', '', 'bar');
-  bar.style.width = `${100 * Math.min(1, part)}%`;
+  bar.style.width = `${100 * Math.min(1, share)}%`;
   const value = state.response.probabilities ? `${Math.round(100 * tag.score)} %` : tag.score.toPrecision(3);
   button.append(bar, text('span', tag.label, 'name'), text('span', value, 'value'));
-  button.title = 'Shows where it fits';
+  button.title = 'Shows the heat map';
   button.setAttribute('aria-pressed', 'false');
-  const on = () => heat(item, tag), off = () => {
-    const kept = item.querySelector('.tag[aria-pressed=true]');
-    if (kept && kept.tag) heat(item, kept.tag); else clear(item);
+  const on = () => drawHeatMap(item, tag), off = () => {
+    const pressed = item.querySelector('.tag[aria-pressed=true]');
+    if (pressed && pressed.tag) drawHeatMap(item, pressed.tag); else clearHeatMap(item);
   };
   button.tag = tag;
   button.addEventListener('pointerenter', on);
@@ -157,28 +157,28 @@ function row(tag, part, item) {
   button.addEventListener('blur', off);
   button.addEventListener('click', () => {
     const pressed = button.getAttribute('aria-pressed') === 'true';
-    for (const other of item.querySelectorAll('.tag')) other.setAttribute('aria-pressed', 'false');
+    for (const each of item.querySelectorAll('.tag')) each.setAttribute('aria-pressed', 'false');
     button.setAttribute('aria-pressed', String(!pressed));
-    if (pressed) clear(item); else heat(item, tag);
+    if (pressed) clearHeatMap(item); else drawHeatMap(item, tag);
   });
   const entry = document.createElement('li');
   entry.append(button);
   return entry;
 }
 
-function text(kind, content, name) {
-  const element = document.createElement(kind);
-  element.className = name;
+function text(tagName, content, className) {
+  const element = document.createElement(tagName);
+  element.className = className;
   element.textContent = content;
   return element;
 }
 
-function clear(item) {
+function clearHeatMap(item) {
   const canvas = item.querySelector('canvas');
   canvas.width = canvas.width;
 }
 
-async function heat(item, tag) {
+async function drawHeatMap(item, tag) {
   if (!tag.heatmap) return;
   const canvas = item.querySelector('canvas'), image = item.querySelector('img');
   const map = new Image();
@@ -188,8 +188,8 @@ async function heat(item, tag) {
   inside.drawImage(map, 0, 0);
   const pixels = inside.getImageData(0, 0, map.width, map.height);
   for (let i = 0; i < pixels.data.length; i += 4) {
-    const at = pixels.data[i] / 255 * (HEAT.length - 1), low = Math.min(Math.floor(at), HEAT.length - 2);
-    for (let c = 0; c < 3; c++) pixels.data[i + c] = HEAT[low][c] + (HEAT[low + 1][c] - HEAT[low][c]) * (at - low);
+    const at = pixels.data[i] / 255 * (HEAT_COLOURS.length - 1), low = Math.min(Math.floor(at), HEAT_COLOURS.length - 2);
+    for (let c = 0; c < 3; c++) pixels.data[i + c] = HEAT_COLOURS[low][c] + (HEAT_COLOURS[low + 1][c] - HEAT_COLOURS[low][c]) * (at - low);
     pixels.data[i + 3] = 165;
   }
   inside.putImageData(pixels, 0, 0);
@@ -201,33 +201,33 @@ async function heat(item, tag) {
 }
 
 $('files').addEventListener('change', event => {
-  take(event.target.files);
-  event.target.value = '';  // so that the same picture can be chosen again
+  setImages(event.target.files);
+  event.target.value = '';  // so that the same image can be chosen again
 });
-for (const kind of ['dragover', 'dragleave', 'drop']) {
-  document.addEventListener(kind, event => {
+for (const type of ['dragover', 'dragleave', 'drop']) {
+  document.addEventListener(type, event => {
     event.preventDefault();
-    $('drop').classList.toggle('over', kind === 'dragover');
-    if (kind === 'drop') take(event.dataTransfer.files);
+    $('drop').classList.toggle('over', type === 'dragover');
+    if (type === 'drop') setImages(event.dataTransfer.files);
   });
 }
 document.addEventListener('paste', event => {
   const files = [...event.clipboardData.files].filter(file => file.type.startsWith('image/'));
-  if (files.length) take(files);
+  if (files.length) setImages(files);
 });
 $('threshold').addEventListener('input', event => {
   $('threshold-value').textContent = Number(event.target.value).toFixed(2);
   if (state.response) show();
 });
 $('again').addEventListener('click', tag);
-$('own').addEventListener('click', () => { $('labels').value = state.own.join('\n'); });
+$('own').addEventListener('click', () => { $('labels').value = state.modelLabels.join('\n'); });
 $('copy').addEventListener('click', async () => {
-  const told = {...state.response, results: state.response.results.map((result, number) => ({
-    picture: state.pictures[number].file.name, ...result, tags: result.tags.map(({heatmap, ...tag}) => tag),
+  const copied = {...state.response, results: state.response.results.map((result, number) => ({
+    image: state.images[number].file.name, ...result, tags: result.tags.map(({heatmap, ...tag}) => tag),
   }))};
-  await navigator.clipboard.writeText(JSON.stringify(told, null, 1)).then(
+  await navigator.clipboard.writeText(JSON.stringify(copied, null, 1)).then(
     () => { $('status').textContent = 'Copied.'; },
-    () => complain(new Error('The browser does not let this page copy.')));
+    () => showProblem(new Error('The browser does not allow this page to copy.')));
 });
 $('key-field').addEventListener('submit', async event => {
   event.preventDefault();

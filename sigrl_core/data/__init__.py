@@ -1,0 +1,1 @@
+"""Reads shards, makes batches of their rows, and decodes untrusted images safely."""

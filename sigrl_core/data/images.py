@@ -1,0 +1,240 @@
+"""Decodes images from untrusted bytes safely, resizes and encodes them. Every failure has a reason of `REASONS`."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+from PIL import Image, UnidentifiedImageError
+
+from sigrl_core.errors import ImageError
+
+REASONS = ("truncated", "not_an_image", "too_many_pixels", "empty", "unreachable", "unsupported")
+"""Why an image cannot be used. `truncated`: incomplete or damaged; `unsupported`: a format that is not decoded."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+"""File name endings that count as images when a folder is listed."""
+
+DEFAULT_MAX_PIXELS = 100_000_000
+
+# A closed list, so that a file's first bytes cannot select an unexpected decoder (EPS starts Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+_KNOWN_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_UNSUPPORTED_SIGNATURES = (b"%PDF", b"%!PS", b"<svg", b"8BPS", b"\0\0\1\0", b"\xff\x0a", b"\0\0\0\x0cJXL", b"SIMPLE")
+
+_ORIENTATION = 0x0112
+_TRANSPOSITIONS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAX_EXIF_BYTES = 65_533  # one segment of a JPEG
+_BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))  # equals Pillow's, in vector instructions
+
+# Pillow's own limit also applies while decoding; raise it to ours, which is a little higher.
+Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, DEFAULT_MAX_PIXELS)
+_HEADER_LOCK = threading.Lock()  # warnings.catch_warnings is not safe between threads
+
+
+class Jpeg(NamedTuple):
+    """An encoded image, its size in pixels, and its 64-bit perceptual hash if requested."""
+
+    data: bytes
+    width: int
+    height: int
+    perceptual_hash: int | None = None
+
+
+def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, short_side: int = 0) -> Image.Image:
+    """Decodes the first frame to 8-bit RGB, upright (EXIF orientation applied), on white where it is transparent.
+
+    16-bit and float images are scaled to 8 bits, not clipped. Colour profiles are not applied.
+
+    Args:
+        max_pixels: larger images are refused by their header, before any pixel is decoded; at most 200 million.
+        short_side: size of the short side after a later resize, 0 for no resize; large JPEGs are then decoded at a
+            fraction of their size, with at least twice this short side.
+
+    Raises:
+        ImageError: with a reason of `REASONS`.
+    """
+    image = _open(data, max_pixels)
+    return _load(image, short_side)
+
+
+def resize_short_side(image: Image.Image, size: int) -> Image.Image:
+    """Shrinks an RGB image to a short side of `size` pixels (antialiased bicubic); never enlarges; size 0 keeps it."""
+    short = min(image.size)
+    if not size or short <= size:
+        return image
+    width, height = (max(size, round(side * size / short)) for side in image.size)
+    # horizontally first, then vertically, as Pillow: photographs are equal within 2 of 255
+    return _resize(_resize(image, (width, image.height)), (width, height))
+
+
+def encode_jpeg(image: Image.Image, quality: int, exif: bytes = b"") -> bytes:
+    """Encodes a JPEG whose only metadata is `exif`; chroma has half the resolution, or the full one from quality 95."""
+    stream = io.BytesIO()
+    subsampling = "4:4:4" if quality >= 95 else "4:2:0"
+    image.save(stream, "JPEG", quality=quality, subsampling=subsampling, exif=exif, comment=b"")
+    return stream.getvalue()
+
+
+def to_jpeg(
+    data: bytes,
+    short_side: int,
+    quality: int,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    *,
+    keep_exif: bool = False,
+    perceptual_hash: bool = False,
+) -> Jpeg:
+    """Converts an image to an upright RGB JPEG with a short side of at most `short_side` (0: any), for a shard.
+
+    An upright RGB JPEG without EXIF and XMP that is small enough keeps its bytes; it is still decoded, to find damage.
+    Every other image is encoded again, which drops all metadata.
+
+    Args:
+        keep_exif: keeps EXIF, including GPS positions, with the orientation set to upright; a small upright JPEG with
+            EXIF then keeps its bytes too. EXIF that cannot be written into a JPEG is dropped.
+        perceptual_hash: also hashes the visible content (pHash of the upright, resized image), for near duplicates.
+
+    Raises:
+        ImageError: with a reason of `REASONS`.
+    """
+    image = _open(data, max_pixels)
+    small = not short_side or min(image.size) <= short_side
+    unwanted = {"xmp"} if keep_exif and _orientation(image) == 1 else {"exif", "xmp"}
+    keep = small and image.format == "JPEG" and image.mode == "RGB" and not unwanted & set(image.info)
+    resized = resize_short_side(_load(image, short_side), short_side)
+    exif = _upright_exif(image) if keep_exif and not keep else b""
+    try:
+        encoded = data if keep else encode_jpeg(resized, quality, exif)
+    except OSError as error:  # JPEG sides end at 65,500 pixels
+        raise ImageError("unsupported", f"{resized.width}x{resized.height} does not fit a JPEG: {error}") from error
+    return Jpeg(encoded, *resized.size, int(str(imagehash.phash(resized)), 16) if perceptual_hash else None)
+
+
+def centre_crop_array(image: Image.Image | bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Applies CLIP's preprocessing: short side to `size` (bicubic), then the centre square, uint8 [size, size, 3].
+
+    Equal to resizing, then cropping, up to rounding. Only the square is computed, so a 1 x 60,000 image is no slower.
+    """
+    image = _load(image, 0) if isinstance(image, Image.Image) else decode(image, max_pixels)
+    short = min(image.size)
+    scaled = [int(size * side / short) for side in image.size]
+    box = []
+    for side, target in zip(image.size, scaled, strict=True):
+        start = round((target - size) / 2)
+        box.append((start * side / target, (start + size) * side / target))
+    (left, right), (top, bottom) = box
+    inside = (left, top, min(right, image.width), min(bottom, image.height))  # rounding may exceed the edge
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, inside))
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    resized = Image.new(image.mode, size)
+    Resizer().resize_pil(image, resized, _BICUBIC)
+    return resized
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Reads the header only."""
+    if not data:
+        raise ImageError("empty", "0 bytes")
+    try:
+        with _HEADER_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a user's log does not need the oddities of a file
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", str(error)) from error
+    except UnidentifiedImageError as error:
+        if data.startswith(_KNOWN_SIGNATURES):
+            raise ImageError("truncated", f"{len(data)} bytes end inside the header") from error
+        if data.lstrip().startswith(_UNSUPPORTED_SIGNATURES) or data[4:8] == b"ftyp":
+            raise ImageError("unsupported", f"starts with {data[:12]!r}; known are {', '.join(_FORMATS)}") from error
+        raise ImageError("not_an_image", f"starts with {data[:12]!r}") from error
+    except Exception as error:  # decoders raise any error, from struct.error to SyntaxError, for damaged headers
+        raise ImageError("truncated", f"{type(error).__name__}: {error}") from error
+    if image.width * image.height > max_pixels:
+        raise ImageError("too_many_pixels", f"{image.width}x{image.height}; at most {max_pixels} pixels are decoded")
+    if not image.width * image.height:
+        raise ImageError("empty", f"{image.width}x{image.height} pixels")
+    return image
+
+
+def _load(image: Image.Image, short_side: int) -> Image.Image:
+    try:
+        if short_side:
+            image.draft(image.mode, (2 * short_side, 2 * short_side))  # JPEG: 1/2, 1/4 or 1/8 while decoding
+        image.load()
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise ImageError("too_many_pixels", f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise ImageError("truncated", f"{type(error).__name__}: {error}") from error
+    try:
+        return _rgb(_upright(image))
+    except Exception as error:
+        raise ImageError("unsupported", f"mode {image.mode}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    transposition = _TRANSPOSITIONS.get(_orientation(image))
+    return image if transposition is None else image.transpose(transposition)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation: 1 for upright or no EXIF, 0 for damaged EXIF."""
+    try:
+        with _HEADER_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF around a good image
+        return 0
+
+
+def _upright_exif(image: Image.Image) -> bytes:
+    """Returns the EXIF of a loaded image for a JPEG of the upright image; empty if there is none to keep."""
+    if "exif" not in image.info:  # Pillow returns a TIFF's own tags, which describe its storage
+        return b""
+    try:
+        with _HEADER_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif = image.getexif()
+            exif[_ORIENTATION] = 1
+            data = exif.tobytes()
+    except Exception:  # damaged EXIF around a good image
+        return b""
+    return data if len(data) <= _MAX_EXIF_BYTES else b""
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> np.ndarray:
+    """Scales one channel of 16 or 32 bits to uint8.
+
+    A 32-bit file does not name its white value. It is taken as the smallest usual one (1 for floats, 255, 65,535,
+    2^31 - 1) that no value exceeds.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+    whites = {"I": (65_535, 2**31 - 1), "F": (1, 255, 65_535, 2**31 - 1)}.get(image.mode, (65_535,))
+    white = next((white for white in whites if values.max() <= white), values.max())
+    return np.rint(values.clip(0) * (255 / white)).astype(np.uint8)

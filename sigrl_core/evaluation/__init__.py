@@ -1,0 +1,1 @@
+"""Evaluates and calibrates checkpoints on shard folders."""

@@ -1,0 +1,1 @@
+"""Accesses files on disks and in object stores, and runs resumable jobs."""

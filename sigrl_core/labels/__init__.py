@@ -1,0 +1,1 @@
+"""Defines labels: vocabularies, edges between labels, and embeddings of labels."""

@@ -1,0 +1,1 @@
+"""Defines hyperparameter searches: the search space and the study with its trials."""
