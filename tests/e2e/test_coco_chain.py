@@ -10,15 +10,16 @@ import pytest
 
 from sigrl_core.data.shards import ShardFolder
 from sigrl_core.model.checkpoint import load_checkpoint
+from tests.in_process import call
 
 pytestmark = pytest.mark.e2e
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
 
-def test_from_photographs_to_an_evaluation(coco160: Path, tmp_path: Path, command) -> None:
+def test_from_photographs_to_an_evaluation(coco160: Path, tmp_path: Path, in_process) -> None:
     def run(script: str, *arguments: object) -> list[str]:
-        done = command(PIPELINES / script, *arguments, cwd=tmp_path)
+        done = call(PIPELINES / script, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout.splitlines()

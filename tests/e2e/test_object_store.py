@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from sigrl_core.io import storage
 from sigrl_core.io.parquet import to_parquet
 from tests.conftest import COCO160, REPOSITORY
 from tests.e2e.conftest import ADMIN, GUEST, Store, bucket_of
+from tests.in_process import call
 from tests.photographs import write_photographs
 
 pytestmark = pytest.mark.e2e
@@ -70,21 +72,23 @@ def test_what_is_written_is_there_whole_or_not_at_all(reached: Store) -> None:
         (ADMIN, "s3://pictures/no such folder", "no such folder of images"),
     ],
 )
-def test_what_the_store_refuses_is_said_clearly(store: Store, tmp_path: Path, credentials, images, message) -> None:
+def test_what_the_store_refuses_is_said_clearly(
+    store: Store, tmp_path: Path, in_process, credentials, images, message
+) -> None:
     if "pictures" not in {bucket["Name"] for bucket in store.client().list_buckets()["Buckets"]}:
         bucket_of(store, "pictures")
         store.client().put_object(Bucket="pictures", Key="1.jpg", Body=b"x")
     started = time.monotonic()
-    told = preprocess(store, images, str(tmp_path / "out"), credentials, timeout=120)
+    told = preprocess(store, images, str(tmp_path / "out"), credentials)
     print(f"{message.split(';')[0]}: after {time.monotonic() - started:.1f} s")
     assert told.returncode == 1
     assert message in told.stderr
     assert len(told.stderr.splitlines()) == 1, told.stderr
 
 
-def test_an_endpoint_where_nobody_listens(store: Store, tmp_path: Path) -> None:
+def test_an_endpoint_where_nobody_listens(store: Store, tmp_path: Path, in_process) -> None:
     nobody = Store(store.root, store.module.free_port(), store.module, [])
-    told = preprocess(nobody, "s3://pictures", str(tmp_path / "out"), timeout=200)
+    told = preprocess(nobody, "s3://pictures", str(tmp_path / "out"))
     assert told.returncode == 1
     assert "the store does not answer" in told.stderr
     assert "check AWS_ENDPOINT_URL" in told.stderr
@@ -103,7 +107,8 @@ def test_a_column_is_read_once_the_store_is_back(reached: Store) -> None:
 
 
 @pytest.mark.soak
-def test_a_store_that_fails_for_a_while_changes_no_byte(reached: Store, tmp_path: Path, soak: bool) -> None:
+def test_a_store_that_fails_for_a_while_changes_no_byte(reached: Store, tmp_path: Path, in_process, soak: bool) -> None:
+    """The run that nothing disturbs is in the process of the tests."""
     if not COCO160.is_dir():
         pytest.skip("no photographs: ../shared/data/coco160 is not there")
     count, pause = (2000, 10) if soak else (120, 10)
@@ -143,12 +148,10 @@ def command(images: str, out: str) -> list[str]:
 
 
 def preprocess(
-    store: Store, images: str, out: str, credentials: tuple[str, str] = ADMIN, timeout: int = 280
+    store: Store, images: str, out: str, credentials: tuple[str, str] = ADMIN
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **store.environment(credentials)}
-    return subprocess.run(
-        command(images, out), env=environment, capture_output=True, text=True, check=False, timeout=timeout
-    )
+    with mock.patch.dict(os.environ, store.environment(credentials)):
+        return call(*command(images, out)[1:])
 
 
 def fingerprint(uri: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from tests.conftest import COCO160, REPOSITORY, untrained_checkpoint
 from tests.e2e.conftest import ADMIN, Store, bucket_of
 from tests.e2e.test_object_store import fingerprint
 from tests.hostile import Hostile, hostile
+from tests.in_process import call
 from tests.photographs import write_photographs
 from tests.processes import family, noted, wait_for
 
@@ -36,24 +37,22 @@ def start():
         yield lambda *arguments: note(start_tagging(*arguments))
 
 
-def start_tagging(store: Store, checkpoint: Path, images: str, out: str, log: Path, *more: str) -> subprocess.Popen:
-    arguments = [
-        "--checkpoint",
-        checkpoint,
-        "--images",
-        images,
-        "--out",
-        out,
-        "--num-workers",
-        2,
-        "--rows-per-shard",
-        20,
-        *more,
-    ]
-    command = [sys.executable, REPOSITORY / "pipelines" / "tag.py", *arguments]
+def command_of(checkpoint: Path, images: str, out: str, *more: str) -> list[str]:
+    words = ["--checkpoint", checkpoint, "--images", images, "--out", out, "--num-workers", 2, "--rows-per-shard", 20]
+    return [*map(str, [REPOSITORY / "pipelines" / "tag.py", *words, *more])]
+
+
+def start_tagging(store: Store, log: Path, *command: str) -> subprocess.Popen:
     with log.open("w") as file:
         environment = {**os.environ, **store.environment()}
-        return subprocess.Popen([*map(str, command)], env=environment, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, *command], env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def tag_here(*command: str) -> str:
+    """Tags in the process of the tests; returns what the command writes to stderr."""
+    done = call(*command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 def actors(process: subprocess.Popen) -> list[int]:
@@ -73,8 +72,9 @@ def rows_of(out: str) -> list[dict]:
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3600)  # the long form; its waits have limits of their own
 def test_a_bucket_whatever_happens_and_what_comes_later(
-    reached: Store, checkpoint: Path, tmp_path: Path, start, soak: bool
+    reached: Store, checkpoint: Path, tmp_path: Path, start, in_process, soak: bool
 ) -> None:
+    """Runs that nothing disturbs are in the process of the tests."""
     if not COCO160.is_dir():
         pytest.skip("no photographs: ../shared/data/coco160 is not there")
     count, kills = (5000, 5) if soak else (300, 1)
@@ -83,18 +83,18 @@ def test_a_bucket_whatever_happens_and_what_comes_later(
     bucket = bucket_of(reached, "tagged", tmp_path / "photographs")
     bucket_of(reached, "tags")
     log, whole, out = tmp_path / "log", "s3://tags/whole", "s3://tags/out"
-    assert start(reached, checkpoint, bucket, whole, log).wait(1500) == 0, log.read_text()
+    tag_here(*command_of(checkpoint, bucket, whole))
 
     rng, parts = random.Random(20261126), -(-count // 20)
     for number in range(kills):
         enough = rng.randrange(1, parts // (2 * kills))  # the kills below need parts as well
         more = ["--decode-tasks", "2"] * (number % 2)
-        running, begun = start(reached, checkpoint, bucket, out, log, *more), parts_done(out)
+        running, begun = start(reached, log, *command_of(checkpoint, bucket, out, *more)), parts_done(out)
         wait_for(lambda enough=enough, begun=begun: parts_done(out) >= begun + enough, running, log)
         running.kill()
         running.wait()
         assert not storage.exists(f"{out}/_SUCCESS")
-    running = start(reached, checkpoint, bucket, out, log, "--decode-tasks", "2")
+    running = start(reached, log, *command_of(checkpoint, bucket, out, "--decode-tasks", "2"))
     wait_for(lambda: actors(running), running, log)
     begun = parts_done(out)  # a worker of a killed run may have ended one meanwhile
     wait_for(lambda: parts_done(out) > begun, running, log)
@@ -121,7 +121,7 @@ def test_a_bucket_whatever_happens_and_what_comes_later(
     for key in gone:
         reached.client().delete_object(Bucket="tagged", Key=key)
     log_requests(reached)
-    assert start(reached, checkpoint, bucket, out, log).wait(900) == 0, log.read_text()
+    tag_here(*command_of(checkpoint, bucket, out))
     assert keys_read(reached, "tagged") == touched
     rows = {row["uri"]: row for row in rows_of(out)}
     assert sorted(rows) == sorted({*listed, *touched} - {*gone})
@@ -137,9 +137,7 @@ ODD_KEYS = [
 ]  # fmt: skip
 
 
-def test_500_hostile_objects_have_their_row(
-    reached: Store, checkpoint: Path, tmp_path: Path, start, make_image, encoded
-) -> None:
+def test_500_hostile_objects_have_their_row(reached: Store, checkpoint: Path, make_image, encoded, in_process) -> None:
     drawn = [encoded(make_image(seed, 400, 300)) for seed in range(3)]
     files = list(hostile(drawn, 460, seed=3))
     bucket = bucket_of(reached, "hostile")
@@ -150,11 +148,10 @@ def test_500_hostile_objects_have_their_row(
     expected["large"] = Hostile("large", bytes(2_000_001), "unreachable")
     for key, file in expected.items():
         reached.client().put_object(Bucket="hostile", Key=key, Body=file.data)
-    log, out = tmp_path / "log", "s3://tags-of-hostile/out"
-    more = ["--max-file-bytes", "2000000", "--decode-tasks", "1"]
-    assert start(reached, checkpoint, bucket, out, log, *more).wait(600) == 0, log.read_text()
-    assert "Traceback" not in log.read_text()
-    assert not any(secret in log.read_text() for secret in ADMIN)
+    out = "s3://tags-of-hostile/out"
+    printed = tag_here(*command_of(checkpoint, bucket, out, "--max-file-bytes", "2000000", "--decode-tasks", "1"))
+    assert "Traceback" not in printed
+    assert not any(secret in printed for secret in ADMIN)
     rows = rows_of(out)
     assert len(rows) == len(expected) == 500
     assert sorted(row["uri"] for row in rows) == sorted(expected)

@@ -14,31 +14,38 @@ from sigrl_core.inference.tagger import Tagger
 from sigrl_core.io import storage
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import Store, bucket_of
-from tests.processes import assert_gone, family
+from tests.in_process import call, training_here
+from tests.processes import apart_from_ray, assert_gone, family
 
 pytestmark = pytest.mark.e2e
 
 TRAIN = REPOSITORY / "pipelines" / "train.py"
 
 
-def start(shards: str, out: str, log: Path) -> subprocess.Popen:
-    """Four epochs with a checkpoint after every second step; what it says goes to `log`."""
+def command_of(shards: str, out: str) -> list[str]:
+    """Four epochs with a checkpoint after every second step."""
     flags = ["--backbone.pretrained", "random", "--training.batch-size", "8", "--training.epochs", "4"]
     flags += ["--num-workers", "1", "--scale.save-every", "2", "--data", shards, "--out", out]
+    return [str(TRAIN), "quickstart", *flags]
+
+
+def start(shards: str, out: str, log: Path) -> subprocess.Popen:
+    """Starts the command with its own Ray; `log` gets its output."""
     with log.open("w") as file:
-        command = [sys.executable, str(TRAIN), "quickstart", *flags]
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        command = [sys.executable, *command_of(shards, out)]
+        return subprocess.Popen(command, env=apart_from_ray(), stdout=file, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
-def whole(store: Store, toybox_shards: ShardFolder, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The --out of a training that nothing disturbed."""
-    log = tmp_path_factory.mktemp("whole") / "log"
+def whole(store: Store, toybox_shards: ShardFolder, ray_cluster) -> str:
+    """The --out of a training that nothing disturbed, in the process of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment().items():
             patch.setenv(name, value)
         out = bucket_of(store, "undisturbed") + "/run"
-        assert start(toybox_shards.uri, out, log).wait(300) == 0, log.read_text()
+        with training_here():
+            done = call(*command_of(toybox_shards.uri, out))
+        assert done.returncode == 0, done.stderr
     return out
 
 
@@ -80,14 +87,16 @@ def stop_within_a_checkpoint(store: Store, out: str, objects: int, running: subp
         time.sleep(0.03)
 
 
+@pytest.mark.soak
 def test_a_checkpoint_that_went_up_in_part_is_never_loaded(
-    reached: Store, toybox_shards: ShardFolder, whole: str, tmp_path: Path
+    reached: Store, toybox_shards: ShardFolder, whole: str, tmp_path: Path, in_process, soak: bool
 ) -> None:
+    """The long form kills the training twice; the last run is in the process of the tests."""
     out, log = bucket_of(reached, "killed") + "/run", tmp_path / "log"
     objects = {len(paths) for paths in saved(whole).values()}
     assert len(objects) == 1  # every checkpoint that is kept has as many
     halves = 0
-    for step in (4, 8):
+    for step in (4, 8) if soak else (4,):
         running = start(toybox_shards.uri, out, log)
         wait_for_step(out, step, running, log)
         stop_within_a_checkpoint(reached, out, min(objects), running, log)
@@ -97,10 +106,11 @@ def test_a_checkpoint_that_went_up_in_part_is_never_loaded(
         running.wait()
         assert_gone({pid: name for pid, name in members.items() if "ray::RayTrainWorker" in name})
         reached.processes[2].send_signal(signal.SIGCONT)
-    assert start(toybox_shards.uri, out, log).wait(300) == 0, log.read_text()
+    done = call(*command_of(toybox_shards.uri, out))
+    assert done.returncode == 0, done.stderr
     assert weights(out) == weights(whole)
     assert Tagger.load(out).vocabulary == toybox_shards.vocabulary
-    print(f"killed twice while a checkpoint went up, {halves} left in part: the same parameters")
+    print(f"killed while a checkpoint went up, {halves} left in part: the same parameters")
 
 
 @pytest.mark.soak

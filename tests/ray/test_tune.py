@@ -129,9 +129,9 @@ def test_nothing_that_has_ended_runs_again(base: RunConfig, toybox_shards: Shard
 def test_a_trial_among_others_is_the_configuration_alone(
     base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path
 ) -> None:
-    found = run_search(base, toybox_shards, tmp_path / "search", concurrency=2, trials=4, scheduler="none")
-    assert [trial.state for trial in found.ended] == ["complete"] * 4
-    for trial in found.ended[1:4:2]:
+    found = run_search(base, toybox_shards, tmp_path / "search", concurrency=2, trials=2, scheduler="none")
+    assert [trial.state for trial in found.ended] == ["complete"] * 2
+    for trial in found.ended[1:]:
         alone: list[float] = []
         experiment = Trainer(
             trial.config,
