@@ -101,6 +101,6 @@ def _state(cell: Any, name: str, columns: ClassColumns, where: str) -> int:
             return UNKNOWN
     expected = {None: "1, 0 or empty", ABSENT: "1, -1 or empty"}.get(columns.minus_one, "1, 0, -1 or empty")
     raise CorpusError(
-        f"{where}: column {name!r} is {str(cell)[:80]!r}, expected {expected} as in a table with one column per class; "
-        "correct the cell, or remove the column"
+        f"{where}: column {name!r} is {str(cell).strip()[:80]!r}, expected {expected} as in a table with one column "
+        "per class; correct the cell, or remove the column"
     )

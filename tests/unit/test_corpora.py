@@ -182,7 +182,10 @@ def test_labels_that_are_not_in_the_vocabulary() -> None:
     assert summarise(ListedImage("x.jpg", ("dog",))).vocabulary == vocabulary
 
 
-FILES = ("jsonl", "csv", "parquet", "coco", "voc", "yolo", "open_images", "nus_wide", "nus_wide_81")
+FILES = (
+    *("jsonl", "csv", "parquet", "coco", "voc", "yolo", "open_images", "nus_wide", "nus_wide_81"),
+    *("cvat", "label_studio", "create_ml", "azure", "vertex", "sagemaker", "chexpert", "celeba", "label_matrix"),
+)
 FOLDERS = ("cub", "cub_train", "cub_test")
 
 
