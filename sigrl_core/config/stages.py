@@ -26,6 +26,14 @@ class PreprocessConfig:
     """Folder of the images, local or s3://; names in the annotations are relative to it."""
     annotations: str | None = None
     """File or folder with the annotations, for corpora that have one; see docs/corpora.md."""
+    label_separator: str | None = None
+    """Text between the labels of one cell, for corpora csv and parquet; None is `|`. A space is any white space."""
+    label_field: str | None = None
+    """Column, key or ending of the labels, for corpora csv, jsonl, parquet, hugging_face and webdataset; None looks for
+    the usual names. With `txt` or `caption`, captions are labels."""
+    label_numbers: Literal["classes", "multi-hot"] | None = None
+    """Meaning of lists of numbers, for corpora hugging_face and webdataset: `classes`, the numbers of classes that are
+    present; `multi-hot`, one value (1 or 0) per class. None decides by the lists and refuses those that may be both."""
     vocabulary: str | None = None
     """File of the label list, see labels.vocabulary.Vocabulary.parse; None uses the corpus's labels in their order."""
     out: str

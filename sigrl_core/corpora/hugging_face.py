@@ -1,9 +1,8 @@
 """Parquet files that contain images, as in Hugging Face's datasets. `--images` is the folder of one split.
 
 The column with images contains bytes, or structs of `bytes` and `path`; without bytes, `path` locates the image below
-`--images`. The column with labels is `labels` or `label`, or the only one that the schema describes as labels. It
-contains class names or numbers, single or in a list; other labels are absent. If a cell is null or -1, or the column
-does not exist, all labels are unknown.
+`--images`. `hugging_face_labels.py` describes which columns contain the labels, and `number_lists.py` how lists of
+numbers are read; other labels are absent. If a cell is null or -1, or there is no such column, all labels are unknown.
 
 `--annotations` is a text file with class names, one per line; without it they come from the file's schema, or the
 number is the label. Listing reads labels and paths, and images only where a part of a row group's rows has no bytes.
@@ -11,7 +10,6 @@ number is the label. Listing reads labels and paths, and images only where a par
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,8 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from sigrl_core.corpora.listing import ListedImage, Listing, class_name, corpus_vocabulary, require_file, require_folder
-from sigrl_core.corpora.parquet import is_list, is_text, open_parquet
+from sigrl_core.corpora.columns import report_class_columns
+from sigrl_core.corpora.hugging_face_labels import (
+    LabelColumns,
+    choose_column,
+    feature_type,
+    find_label_columns,
+    read_features,
+)
+from sigrl_core.corpora.listing import ListedImage, Listing, corpus_vocabulary, require_file, require_folder
+from sigrl_core.corpora.number_lists import LabelNumbers, NumberLists
+from sigrl_core.corpora.parquet import open_parquet
 from sigrl_core.corpora.text import read_names
 from sigrl_core.errors import CorpusError
 from sigrl_core.io import storage
@@ -29,17 +36,35 @@ _ROWS_PER_READ = 1000
 _IMAGES_PER_READ = 8
 
 
-class Columns(NamedTuple):
-    """The columns of a Parquet file that are read."""
+class ImageColumns(NamedTuple):
+    """The columns with images of a Parquet file."""
 
     image: str  # the column with the bytes, or `column.bytes` for a struct
     path: str | None  # `column.path` of the struct
-    labels: str | None
-    classes: tuple[str, ...] | None  # class names, if the schema has them
 
 
-def list_corpus(images: str, annotations: str | None = None) -> Listing:
+class _Row(NamedTuple):
+    """One row: its image without labels, the cell with its labels, and its place for messages."""
+
+    image: ListedImage
+    cell: Any
+    where: str
+
+
+def list_corpus(
+    images: str,
+    annotations: str | None = None,
+    *,
+    label_field: str | None = None,
+    label_numbers: LabelNumbers | None = None,
+    with_labels: bool = True,
+) -> Listing:
     """Lists the rows of all files, in the order of the files' paths.
+
+    Args:
+        label_field: the column with the labels, or a field of objects, `objects.category`.
+        label_numbers: meaning of lists of numbers.
+        with_labels: False reads no labels.
 
     Raises:
         CorpusError: no files; a file that is not Parquet, has no images, or has other columns than the first file; a
@@ -53,18 +78,27 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     where = storage.join(images, first.path)
     with open_parquet(where) as file:
         columns = find_columns(file.schema_arrow, where)
-    classes = given_classes or columns.classes
+        labels = find_label_columns(file.schema_arrow, where, label_field) if with_labels else LabelColumns()
+        all_names = file.schema_arrow.names
+    numbers = NumberLists(given_classes or labels.classes, label_numbers, labels.classes is not None)
+    if labels.field is not None:  # objects have class numbers
+        numbers = numbers._replace(meaning="classes")
+    classes = numbers.classes
+    if labels.has_class_per_column:
+        classes = labels.names
+        report_class_columns(where, classes, all_names, columns.image.partition(".")[0])
     vocabulary = (
         None if classes is None else corpus_vocabulary(classes, where if given_classes is None else str(annotations))
     )
-    return Listing(_list_images(images, columns, classes), vocabulary)
+    rows = _read_rows(images, columns, labels, label_field if with_labels else None, with_labels)
+    return Listing(_list_images(rows, labels, numbers, images), vocabulary)
 
 
-def find_columns(schema: pa.Schema, where: str) -> Columns:
-    """Finds the columns with images and labels; raises CorpusError if there are none, or several candidates."""
-    features = _features(schema)
-    image = _choose_column(
-        [name for name in schema.names if _feature_type(features.get(name)) == "Image"]
+def find_columns(schema: pa.Schema, where: str) -> ImageColumns:
+    """Finds the columns with images; raises CorpusError if there are none, or several candidates."""
+    features = read_features(schema)
+    image = choose_column(
+        [name for name in schema.names if feature_type(features.get(name)) == "Image"]
         or [name for name in schema.names if _has_bytes(schema.field(name).type)],
         ("image",),
         f"{where}: column with images",
@@ -73,25 +107,15 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
         raise CorpusError(
             f"{where}: no column of bytes, or of structs with bytes; found {', '.join(schema.names[:10])}"
         )
-    labels = _choose_column(
-        [name for name in ("labels", "label") if name in schema.names]
-        or [name for name in schema.names if _class_names(features.get(name)) is not None],
-        ("labels",),
-        f"{where}: column with labels",
-    )
-    if labels is not None and not _is_label(type_ := schema.field(labels).type):
-        raise CorpusError(f"{where}: column {labels} has type {type_}; expected class names, numbers, or lists of them")
     image_type = schema.field(image).type
     in_struct = types.is_struct(image_type)
-    return Columns(
+    return ImageColumns(
         f"{image}.bytes" if in_struct else image,
         f"{image}.path" if in_struct and image_type.get_field_index("path") >= 0 else None,
-        labels,
-        None if labels is None else _class_names(features.get(labels)),
     )
 
 
-def read_images_from(file: pq.ParquetFile, columns: Columns, start: int) -> Iterator[tuple[int, bytes | None]]:
+def read_images_from(file: pq.ParquetFile, columns: ImageColumns, start: int) -> Iterator[tuple[int, bytes | None]]:
     """Yields row number and bytes of the images from row `start` on; reads a few images at a time."""
     number = 0
     for group in range(file.metadata.num_row_groups):
@@ -106,27 +130,53 @@ def read_images_from(file: pq.ParquetFile, columns: Columns, start: int) -> Iter
             number += len(cells)
 
 
-def _list_images(images: str, columns: Columns, classes: tuple[str, ...] | None) -> Iterator[ListedImage]:
-    image = None
-    for shard in storage.walk(images, [".parquet"]):
-        where = storage.join(images, shard.path)
-        with open_parquet(where) as file:
-            if find_columns(file.schema_arrow, where) != columns:
-                raise CorpusError(f"{where}: other columns or class names than in the first file; give one split")
-            for number, (path, cell, has_bytes) in enumerate(_read_cells(file, columns)):
-                labels = _parse_labels(cell, classes, f"{where}, row {number}")
-                if has_bytes or not path:
-                    image = ListedImage(f"{shard.path}#{number}", labels, offset=number, etag=shard.version)
-                else:
-                    image = ListedImage(path, labels)
-                yield image
-    if image is None:
+def _list_images(
+    rows: Iterator[_Row], labels: LabelColumns, numbers: NumberLists, images: str
+) -> Iterator[ListedImage]:
+    row = None
+    for row, lists in numbers.resolve(rows, lambda row: row.cell, images):
+        if labels.has_class_per_column:
+            present, absent = (
+                tuple(name for name, each in zip(labels.names, row.cell, strict=True) if each is value)
+                for value in (True, False)
+            )
+            if present or absent:
+                is_complete = len(present) + len(absent) == len(labels.names)
+                yield row.image._replace(labels=present, negatives=None if is_complete else absent)
+            else:
+                yield row.image
+        elif row.cell is None or row.cell == -1:  # datasets use -1 for unlabelled images
+            yield row.image
+        else:
+            present, absent = lists.read(row.cell, row.where)
+            yield row.image._replace(labels=present, negatives=absent)
+    if row is None:
         raise CorpusError(f"{images}: no rows in the Parquet files under it; check --images")
 
 
-def _read_cells(file: pq.ParquetFile, columns: Columns) -> Iterator[tuple[str | None, Any, bool]]:
+def _read_rows(
+    images: str, columns: ImageColumns, labels: LabelColumns, label_field: str | None, with_labels: bool
+) -> Iterator[_Row]:
+    for shard in storage.walk(images, [".parquet"]):
+        where = storage.join(images, shard.path)
+        with open_parquet(where) as file:
+            schema = file.schema_arrow
+            own_labels = find_label_columns(schema, where, label_field) if with_labels else LabelColumns()
+            if (find_columns(schema, where), own_labels) != (columns, labels):
+                raise CorpusError(f"{where}: other columns or class names than in the first file; give one split")
+            for number, (path, cell, has_bytes) in enumerate(_read_cells(file, columns, labels)):
+                if has_bytes or not path:
+                    image = ListedImage(f"{shard.path}#{number}", None, offset=number, etag=shard.version)
+                else:
+                    image = ListedImage(path, None)
+                yield _Row(image, cell, f"{where}, row {number}")
+
+
+def _read_cells(
+    file: pq.ParquetFile, columns: ImageColumns, labels: LabelColumns
+) -> Iterator[tuple[str | None, Any, bool]]:
     """Yields path, labels, and whether the file contains the bytes, of every row."""
-    names = [name for name in (columns.path, columns.labels) if name is not None]
+    names = [*([] if columns.path is None else [columns.path]), *labels.read_names(file.schema_arrow)]
     for group in range(file.metadata.num_row_groups):
         has_bytes_rows = _find_bytes(file, group, columns)
         if not names:
@@ -135,11 +185,10 @@ def _read_cells(file: pq.ParquetFile, columns: Columns) -> Iterator[tuple[str | 
         for batch in file.iter_batches(_ROWS_PER_READ, row_groups=[group], columns=names):
             missing = [None] * batch.num_rows
             paths = missing if columns.path is None else _field(batch.column(_top(columns.path)), "path").to_pylist()
-            labels = missing if columns.labels is None else batch.column(columns.labels).to_pylist()
-            yield from zip(paths, labels, has_bytes_rows, strict=False)  # the next batch continues the iterator
+            yield from zip(paths, labels.cells(batch), has_bytes_rows, strict=False)  # the next batch continues
 
 
-def _find_bytes(file: pq.ParquetFile, group: int, columns: Columns) -> Iterator[bool]:
+def _find_bytes(file: pq.ParquetFile, group: int, columns: ImageColumns) -> Iterator[bool]:
     """Yields whether each row of a row group has bytes; reads the images only if some rows have none."""
     metadata = file.metadata.row_group(group)
     if columns.path is None:
@@ -164,54 +213,8 @@ def _field(column: pa.Array, name: str) -> pa.Array:
     return column.flatten()[column.type.get_field_index(name)] if types.is_struct(column.type) else column
 
 
-def _parse_labels(cell: Any, classes: tuple[str, ...] | None, where: str) -> tuple[str, ...] | None:
-    if cell is None or cell == -1:  # datasets use -1 for unlabelled images
-        return None
-    listed = cell if isinstance(cell, list) else [cell]
-    if None in listed:
-        raise CorpusError(f"{where}: a label is null; leave it out")
-    return tuple(label.strip() if isinstance(label, str) else class_name(label, classes, where) for label in listed)
-
-
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """Returns the descriptions of columns that the library `datasets` writes; empty if missing or malformed."""
-    try:
-        return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
-    except (KeyError, TypeError, ValueError):
-        return {}
-
-
-def _feature_type(feature: Any) -> str | None:
-    return feature.get("_type") if isinstance(feature, dict) else None
-
-
-def _class_names(feature: Any) -> tuple[str, ...] | None:
-    """Returns the class names of a class, or of a list of classes in the forms of all versions of `datasets`."""
-    inner: Any = feature
-    if isinstance(feature, list):
-        inner = feature[0] if len(feature) == 1 else None
-    elif _feature_type(feature) in ("Sequence", "List", "LargeList"):
-        inner = feature.get("feature")
-    named = inner.get("names") if _feature_type(inner) == "ClassLabel" else None
-    return tuple(map(str, named)) if isinstance(named, list) else None
-
-
-def _choose_column(names: list[str], preferred: tuple[str, ...], what: str) -> str | None:
-    """Returns the only column, or the preferred one of several; raises CorpusError if that leaves a choice."""
-    if len(names) > 1:
-        names = [name for name in names if name in preferred] or names
-    if len(names) > 1:
-        raise CorpusError(f"{what}: {', '.join(names)}; rename the right one to {preferred[0]}, or drop the others")
-    return names[0] if names else None
-
-
 def _has_bytes(type_: pa.DataType) -> bool:
     if types.is_struct(type_):
         position = type_.get_field_index("bytes")
         return position >= 0 and _has_bytes(type_.field(position).type)
     return types.is_binary(type_) or types.is_large_binary(type_) or types.is_binary_view(type_)
-
-
-def _is_label(type_: pa.DataType) -> bool:
-    inner = type_.value_type if is_list(type_) else type_
-    return is_text(inner) or types.is_integer(inner)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
+from sigrl_core.corpora.compressed import GZIP, decompress
 from sigrl_core.corpora.hugging_face import find_columns, read_images_from
 from sigrl_core.corpora.listing import ListedImage
 from sigrl_core.corpora.parquet import open_parquet
+from sigrl_core.corpora.webdataset import TAR_SUFFIXES
 from sigrl_core.errors import CorpusError, ImageError, StorageError
 from sigrl_core.io import storage
 from sigrl_core.io.prefetch import files_in_flight, prefetch_map
@@ -20,7 +24,7 @@ MAX_FILE_BYTES = 500_000_000
 
 _FEW_ROWS = 100  # of a Parquet file: reading over so few rows is faster than starting at their row group
 
-_IN_CONTAINER = re.compile(r"(.*?\.(?:tar|parquet))#", re.IGNORECASE | re.DOTALL)
+_IN_CONTAINER = re.compile(r"(.*?\.(?:tar(?:\.gz)?|tgz|parquet))#", re.IGNORECASE | re.DOTALL)
 
 
 def read_images(
@@ -44,7 +48,7 @@ def read_images(
     for (location, in_flight), group in groupby(listed, partial(_find_source, resolve)):
         if location is None:
             yield from prefetch_map(partial(_read_file, resolve, max_file_bytes or MAX_FILE_BYTES), group, in_flight)
-        elif location.lower().endswith(".tar"):
+        elif location.lower().endswith(TAR_SUFFIXES):
             yield from _convert_errors(_read_members(location, group := list(group), in_flight), group)
         else:
             yield from _convert_errors(_read_rows(location, group := list(group)), group)
@@ -105,20 +109,30 @@ def _convert_errors(
 
 
 def _read_members(location: str, listed: Sequence[ListedImage], in_flight: int) -> Iterator[bytes | ImageError]:
-    with storage.open_input(location) as file:
+    with storage.open_input(location) as file, contextlib.ExitStack() as stack:
+        content = None
+        if file.read_at(len(GZIP), 0) == GZIP:
+            file.seek(0)
+            content = stack.enter_context(decompress(file, location))
 
         def read(image: ListedImage) -> bytes | ImageError:
             size, offset = image.size or 0, image.offset or 0
             if size > MAX_FILE_BYTES:
                 return ImageError("unreachable", f"{image.uri}: {size} bytes; at most {MAX_FILE_BYTES} are read")
-            data = file.read_at(size, offset)
+            data = file.read_at(size, offset) if content is None else _read_forward(content, size, offset)
             if len(data) < size:
                 return ImageError(
                     "truncated", f"{location} ends within the image; the file was truncated after it was listed"
                 )
             return data
 
-        yield from prefetch_map(read, listed, in_flight)
+        yield from prefetch_map(read, listed, in_flight if content is None else 1)
+
+
+def _read_forward(file: io.BufferedIOBase, size: int, offset: int) -> bytes:
+    """Reads from a compressed file, which decompresses all data before `offset`; goes back only if it has to."""
+    file.seek(offset)
+    return file.read(size)
 
 
 def _read_rows(location: str, listed: Sequence[ListedImage]) -> Iterator[bytes | ImageError]:

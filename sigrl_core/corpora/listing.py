@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -14,8 +13,6 @@ from sigrl_core.data.label_states import ABSENT, PRESENT, UNKNOWN
 from sigrl_core.errors import CorpusError, VocabularyError
 from sigrl_core.io import storage
 from sigrl_core.labels.vocabulary import Vocabulary
-
-_COLUMNS = ("uri", "labels", "negatives")
 
 
 class ListedImage(NamedTuple):
@@ -137,24 +134,6 @@ def class_name(number: int, classes: Sequence[str] | None, where: str) -> str:
     if not 0 <= number < len(classes):
         raise CorpusError(f"{where}: class {number}, but there are {len(classes)} class names; correct one of them")
     return classes[number]
-
-
-def check_columns(names: Sequence[str], where: str) -> list[str]:
-    """Returns the columns `uri`, `labels` and `negatives` that a table has; other columns are ignored.
-
-    Raises:
-        CorpusError: no `uri`, one of the columns twice, or a column whose name is almost one of these.
-    """
-    if "uri" not in names:
-        raise CorpusError(f"{where}: no column 'uri'; found {', '.join(map(repr, names[:10]))}")
-    for name in names:
-        similar = difflib.get_close_matches(name.lower(), _COLUMNS, n=1, cutoff=0.75)
-        if name not in _COLUMNS and similar and similar[0] not in names:
-            raise CorpusError(f"{where}: unknown column {name!r}; did you mean {similar[0]!r}?")
-    for name in _COLUMNS:
-        if names.count(name) > 1:
-            raise CorpusError(f"{where}: column {name!r} twice; keep one")
-    return [name for name in _COLUMNS if name in names]
 
 
 def require_folder(images: str) -> None:

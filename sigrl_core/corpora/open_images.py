@@ -3,13 +3,15 @@
     ImageID,Source,LabelName,Confidence
     000002b66c9c498e,verification,/m/012mj,1
 
+Columns for boxes are ignored, so that `train-annotations-bbox.csv` is read as well; its labels are all present.
 Confidence 1 means present, 0 absent. All other labels are unknown, also one for which two lines of an image disagree.
-Images are `000002b66c9c498e.jpg` below `--images`. Names come from `class-descriptions.csv`, in the folder of the file
-or its parent; names of several labels are followed by the code: `Bat (/m/01h44)`.
+Images are `000002b66c9c498e.jpg` below `--images`. Names come from `class-descriptions.csv`, else from
+`class-descriptions-boxable.csv`, in the folder of the file or its parent; names of several labels are followed by the
+code: `Bat (/m/01h44)`.
 
 With a file `classes-trainable.txt` (codes, one per line) beside `class-descriptions.csv`, the vocabulary consists of
 its labels, which are seen, and of those of `classes-unseen.txt`, if it exists; lines of other labels are ignored.
-Without it, all labels are in the vocabulary and seen.
+Without it, all labels are in the vocabulary and seen. The names of all these files may start with `oidv6-` or `oidv7-`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from sigrl_core.errors import CorpusError
 from sigrl_core.io import storage
 
 _COLUMNS = ["ImageID", "Source", "LabelName", "Confidence"]
-_DESCRIPTIONS = tuple(f"{prefix}class-descriptions.csv" for prefix in ("", "oidv6-", "oidv7-"))
+_PREFIXES = ("", "oidv6-", "oidv7-")
+_DESCRIPTIONS = tuple(f"{prefix}class-descriptions{ending}.csv" for ending in ("", "-boxable") for prefix in _PREFIXES)
 
 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
@@ -50,15 +53,15 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     folders = (folder, posixpath.dirname(folder))
     descriptions = first_existing(*(storage.join(parent, name) for parent in folders for name in _DESCRIPTIONS))
     names = _read_names(descriptions)
-    trainable, untrained = (
-        storage.join(posixpath.dirname(descriptions), f"classes-{group}.txt") for group in ("trainable", "unseen")
-    )
+    trainable, untrained = (_find_codes(posixpath.dirname(descriptions), group) for group in ("trainable", "unseen"))
     seen, unseen = list(names), []
-    if storage.exists(trainable):
+    if trainable is not None:
         seen = _read_codes(trainable, names)
-        unseen = _read_codes(untrained, names) if storage.exists(untrained) else []
+        unseen = [] if untrained is None else _read_codes(untrained, names)
     kept = {code: names[code] for code in (*seen, *unseen)}
-    vocabulary = corpus_vocabulary((names[code] for code in seen), trainable, (names[code] for code in unseen))
+    vocabulary = corpus_vocabulary(
+        (names[code] for code in seen), trainable or descriptions, (names[code] for code in unseen)
+    )
     return Listing(_list_images(where, kept, set(names)), vocabulary)
 
 
@@ -72,6 +75,11 @@ def _read_names(where: str) -> dict[str, str]:
             names[record[0]] = record[1].strip()
     counts = Counter(names.values())
     return {code: name if counts[name] == 1 else f"{name} ({code})" for code, name in names.items()}
+
+
+def _find_codes(folder: str, group: str) -> str | None:
+    locations = (storage.join(folder, f"{prefix}classes-{group}.txt") for prefix in _PREFIXES)
+    return next(filter(storage.exists, locations), None)
 
 
 def _read_codes(where: str, names: dict[str, str]) -> list[str]:
@@ -111,16 +119,17 @@ def _check_unique(where: str, images: np.ndarray, starts: np.ndarray) -> None:
 
 
 def _read_image_labels(where: str, known: set[str]) -> Iterator[tuple[int, str, str, bool]]:
-    header = True
+    header, positions = list[str](), list[int]()
     for line, record in read_records(where):
-        if header:
-            if record != _COLUMNS:
+        if not header:
+            header = record
+            if not set(_COLUMNS) <= set(header):
                 raise CorpusError(f"{where}, line {line}: expected {','.join(_COLUMNS)}, found {','.join(record)[:80]}")
-            header = False
+            positions = [header.index(name) for name in _COLUMNS]
             continue
-        if len(record) != len(_COLUMNS):
-            raise CorpusError(f"{where}, line {line}: {len(record)} fields, expected {','.join(_COLUMNS)}")
-        image, _, code, confidence = record
+        if len(record) != len(header):
+            raise CorpusError(f"{where}, line {line}: {len(record)} fields, expected {','.join(header)}")
+        image, _, code, confidence = (record[position] for position in positions)
         if confidence not in ("0", "1", "0.0", "1.0"):
             raise CorpusError(
                 f"{where}, line {line}: Confidence {confidence!r}, expected 0 or 1; give a file of human-imagelabels"

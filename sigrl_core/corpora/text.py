@@ -1,15 +1,13 @@
-"""Reads text and CSV files line by line; every error has the line number."""
+"""Reads text and CSV files, also compressed by gzip, line by line; every error has the line number."""
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Generator, Iterator
+from itertools import chain
 
+from sigrl_core.corpora.compressed import open_decompressed
 from sigrl_core.errors import CorpusError
-from sigrl_core.io import storage
-
-_BUFFER_BYTES = 1 << 20  # the size of one request to an object store
 
 
 def read_lines(location: str) -> Iterator[tuple[int, str]]:
@@ -48,13 +46,19 @@ def read_names(location: str) -> list[str]:
     return names
 
 
-def read_records(location: str) -> Iterator[tuple[int, list[str]]]:
+def read_records(location: str, delimiters: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Yields line number and fields of every record of a CSV file, including the header.
+
+    Args:
+        delimiters: characters that may separate fields; the first one in the first line does.
 
     Raises:
         CorpusError: a record is not valid CSV, or not UTF-8.
     """
-    reader = csv.reader(_decode_lines(location), strict=True)
+    lines = _decode_lines(location)
+    first = next(lines, "")
+    delimiter = next((character for character in delimiters if character in first), delimiters[0])
+    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
     try:
         for record in reader:
             if record:
@@ -65,8 +69,8 @@ def read_records(location: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _decode_lines(location: str) -> Iterator[str]:
-    with storage.open_input(location) as file:
-        for number, line in enumerate(io.BufferedReader(file, _BUFFER_BYTES), 1):
+    with open_decompressed(location) as file:
+        for number, line in enumerate(file, 1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

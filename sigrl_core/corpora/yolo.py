@@ -90,7 +90,18 @@ def _read_labels(
         words = line.split()
         if not words:
             continue
-        if len(words) < 5 or not words[0].isdigit():
+        if len(words) < 5 or (class_ := _parse_class(words[0])) is None:
             raise CorpusError(f"{text}, line {number}: expected `class x y width height`, found {line[:80]!r}")
-        labels[class_name(int(words[0]), classes, f"{text}, line {number}")] = None
+        labels[class_name(class_, classes, f"{text}, line {number}")] = None
     return file, text, tuple(labels)
+
+
+def _parse_class(word: bytes) -> int | None:
+    """Returns a class number, which some programs write as `1.000000e+00`; None for other text."""
+    if word.isdigit():
+        return int(word)
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() and number >= 0 else None

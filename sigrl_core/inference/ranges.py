@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sigrl_core.config import TagConfig
-from sigrl_core.corpora import get_corpus
+from sigrl_core.corpora import open_corpus
 from sigrl_core.corpora.image_files import listing_key
 from sigrl_core.corpora.listing import ListedImage, Listing
 from sigrl_core.inference.tag_files import SIDECAR
@@ -44,7 +44,7 @@ class KeyRange(Partition):
 
 def list_keys(config: TagConfig) -> Listing:
     """Lists all keys except sidecars that tag.py wrote; raises CorpusError if there are none."""
-    listing = get_corpus(config.corpus)(config.images, None)
+    listing = open_corpus(config.corpus, config.images, with_labels=False)
     return Listing(_drop_sidecars(listing.images)) if config.format == "sidecar" else listing
 
 

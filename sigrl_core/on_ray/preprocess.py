@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import sigrl_core
 from sigrl_core.config import PreprocessConfig, Resources
 from sigrl_core.config.deprecated import upgrade_plan
-from sigrl_core.corpora import PATH_CORPORA, apply_label_policy, get_corpus, label_states
+from sigrl_core.corpora import PATH_CORPORA, apply_label_policy, label_states, open_corpus
 from sigrl_core.corpora.image_files import read_images
 from sigrl_core.corpora.listing import Listing
 from sigrl_core.corpora.listing_file import (
@@ -79,7 +79,14 @@ def preprocess(
     resources.refuse("preprocess", "gpus_per_worker")
     config = _absolute(config)
     job = ResumableJob(config.out, upgrade_plan=upgrade_plan("preprocess"))
-    listing = listing or get_corpus(config.corpus)(config.images, config.annotations)
+    listing = listing or open_corpus(
+        config.corpus,
+        config.images,
+        config.annotations,
+        label_separator=config.label_separator,
+        label_field=config.label_field,
+        label_numbers=config.label_numbers,
+    )
     if vocabulary is None and config.vocabulary is not None:
         vocabulary = Vocabulary.load(config.vocabulary)
     plan = {**_portable(config), "vocabulary_hash": vocabulary and vocabulary.hash}

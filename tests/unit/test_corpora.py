@@ -81,8 +81,13 @@ def test_jsonl(tmp_path, read_corpus) -> None:
     [
         ('{"uri": "a"}\n{"uri": ', "line 2: not valid JSON"),
         ('{"uri": "a"}\n["a"]', 'line 2: expected an object with a text "uri"'),
-        ('{"url": "a"}', 'text "uri"'),
-        ('{"uri": "a", "label": ["x"]}', "unknown key 'label'; known are uri, labels, negatives"),
+        ('{"uri": 1}', 'text "uri"'),
+        ('{"url": "a"}', "line 1: no key 'uri'; found 'url'; rename"),
+        ('{"uri": "a", "lables": ["x"]}', "unknown key 'lables'; did you mean 'labels'"),
+        (
+            '{"uri": "a", "tags": ["x"], "label": "y"}',
+            "keys 'tags', 'label' may each be 'labels'; rename the right one",
+        ),
         ('{"uri": "a", "labels": "x"}', "labels must be a list of texts"),
         ("\n\n", "no rows"),
         ('{"uri": "a", "labels": ["x", " "]}', "a: an empty label"),
@@ -128,9 +133,12 @@ def test_coco_errors(tmp_path) -> None:
         r"annotations\[4\] has category_id 5",
         coco() | {"annotations": [*coco()["annotations"], {"image_id": 3, "category_id": 5}]},
     )
-    fails(r"images\[0\] has no file_name", coco() | {"images": [{"id": 1}]})
+    fails(r"images\[1\] has no file_name", coco() | {"images": [coco()["images"][0], {"id": 3}, {"id": 4}]})
     fails("images is empty", coco() | {"images": []})
-    fails(r"label\(s\) listed", coco() | {"categories": [{"id": 1, "name": "x"}, {"id": 90, "name": "x"}]})
+    fails(
+        r"categories\[1\] gives id 1 the name 'y', .* 'x'",
+        coco() | {"categories": [{"id": 1, "name": n} for n in "xy"]},
+    )
 
 
 def test_unseen_labels_stay_unknown_when_only_seen_ones_were_annotated() -> None:

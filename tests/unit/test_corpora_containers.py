@@ -201,7 +201,7 @@ TAR = {"1.jpg": image_bytes(600), "1.json": {"labels": ["cat"]}, "2.jpg": image_
     ("spoil", "message"),
     [
         (lambda data: b"", "a.tar, byte 0: not a tar file, or damaged"),
-        (lambda data: b"\x1f\x8b" + data, "a.tar, byte 0: not a tar"),
+        (lambda data: b"\x1f\x8b" + data, "a.tar: damaged gzip data"),
         (lambda data: data[:1300], "a.tar, byte 1536: not a tar file, or damaged .unexpected end"),
         (lambda data: data[:2000], "a.tar, byte 1536: not a tar file, or damaged"),
         (lambda data: data[:3500], "a.tar, byte 4096: not a tar file, or damaged .unexpected end"),
