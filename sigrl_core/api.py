@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -54,13 +53,15 @@ Labels = Sequence[str] | Location | Vocabulary
 LabelledImages: TypeAlias = "Location | ShardFolder | pd.DataFrame"
 
 DATA_FORMS = (
-    "a shard folder, a folder with a sub-folder of images per label, a label file (.jsonl, .csv, .parquet), "
-    "or a DataFrame with the columns uri and labels"
+    "a shard folder, a folder with a sub-folder of images per label, a label file (.jsonl, .csv, .parquet, COCO's "
+    ".json, ...), or a DataFrame with the columns uri and labels"
 )
 TAG_BATCH = 32
 """Images that go through the model together."""
-LABEL_FILES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-"""Suffix of a label file -> its corpus."""
+LABEL_FILES = (
+    *(".jsonl", ".csv", ".tsv", ".parquet", ".json", ".xml", ".yaml", ".yml", ".npy", ".manifest", ".txt", ".gz"),
+)
+"""Endings of annotation files, whose format `corpora.detect` recognises."""
 
 
 class Tagger(inference.Tagger):
@@ -189,7 +190,7 @@ def preprocess(
     """Decodes, checks and stores labelled images as a shard folder; finds a finished folder finished.
 
     Args:
-        data: see the module; for other formats `corpus=` and `annotations=` as flags of preprocess.py.
+        data: see the module; `corpus=` names the format where several fit.
         images: folder that relative image paths of a label file or DataFrame are below; None is the current folder.
         out: folder to write.
         labels: names, a label file or a Vocabulary with seen and unseen labels; None uses the labels that occur.
@@ -372,13 +373,13 @@ def _source(data: Any, images: Location | None, options: dict[str, Any]) -> tupl
     if "corpus" in options:
         corpus = {"corpus": options.pop("corpus")}
         return (corpus | {"images": uri} if images is None else corpus | {"images": below, "annotations": uri}), None
-    if corpus := LABEL_FILES.get(Path(uri).suffix.lower()):
-        return {"corpus": corpus, "images": below, "annotations": uri}, None
+    if uri.lower().endswith(LABEL_FILES):
+        return {"images": below, "annotations": uri}, None
     if not storage.is_folder(uri):
         raise ConfigError(f"data: {uri} is {'a file' if storage.exists(uri) else 'missing'}; expected {DATA_FORMS}")
     if images is not None:
         raise ConfigError(f"images: found {describe(images)}, but {uri} is a folder of images itself; leave images out")
-    return {"corpus": "folder", "images": uri}, None
+    return {"images": uri}, None
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Turns a corpus of images into shards.
 
-python pipelines/preprocess.py --corpus folder --images photos --out runs/shards
+python pipelines/preprocess.py --images photos --out runs/shards
 python pipelines/preprocess.py --corpus coco --images train2017 --annotations instances_train2017.json --out runs/coco
 """
 
@@ -12,6 +12,7 @@ import tyro
 from sigrl_core.cli.common import CpuResources, parse, plain, print_configuration, run_command
 from sigrl_core.config import PreprocessConfig
 from sigrl_core.config.checks import require_registered
+from sigrl_core.config.stages import AUTO_CORPUS
 from sigrl_core.plugins import CORPORA
 
 
@@ -27,7 +28,7 @@ def _preprocess(
         resources: the workers that decode images.
         retry_failed: fetches unreachable images again.
     """
-    require_registered(CORPORA, config.corpus)
+    require_registered(CORPORA, config.corpus, AUTO_CORPUS)
     from sigrl_core.data.shards import ShardFolder
     from sigrl_core.on_ray.preprocess import preprocess
     from sigrl_core.report.dataset import dataset_page

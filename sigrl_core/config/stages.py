@@ -13,6 +13,9 @@ from sigrl_core.plugins import CORPORA
 TAGGED_CORPORA = ("files", "shards", "webdataset", "hugging_face")
 """Built-in corpora that list images without annotations, as tagging needs them."""
 
+AUTO_CORPUS = "auto"
+"""Value of `PreprocessConfig.corpus` that stands for the format that `corpora.detect` recognises."""
+
 LabelPolicy = Literal["full", "positives-only", "single-positive"]
 
 
@@ -20,8 +23,9 @@ LabelPolicy = Literal["full", "positives-only", "single-positive"]
 class PreprocessConfig:
     """The conversion of a corpus to shards. A run that resumes must have the same values."""
 
-    corpus: str
-    """Format of the corpus: a name of plugins.CORPORA."""
+    corpus: str = AUTO_CORPUS
+    """Format of the corpus: a name of plugins.CORPORA; `auto` recognises it by the first names of the folder of images
+    and the first bytes of the annotations, and stops where several formats fit."""
     images: str
     """Folder of the images, local or s3://; names in the annotations are relative to it."""
     annotations: str | None = None

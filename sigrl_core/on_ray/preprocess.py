@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
@@ -18,7 +19,9 @@ import pyarrow.parquet as pq
 import sigrl_core
 from sigrl_core.config import PreprocessConfig, Resources
 from sigrl_core.config.deprecated import upgrade_plan
+from sigrl_core.config.stages import AUTO_CORPUS
 from sigrl_core.corpora import PATH_CORPORA, apply_label_policy, label_states, open_corpus
+from sigrl_core.corpora.detect import detect_corpus
 from sigrl_core.corpora.image_files import read_images
 from sigrl_core.corpora.listing import Listing
 from sigrl_core.corpora.listing_file import (
@@ -43,7 +46,7 @@ from sigrl_core.errors import CorpusError, ImageError, StorageError
 from sigrl_core.io import storage
 from sigrl_core.io.checksums import sha256_of, with_checksum
 from sigrl_core.io.parquet import open_parquet_bytes, to_parquet
-from sigrl_core.io.resumable_job import Partition, ResumableJob
+from sigrl_core.io.resumable_job import PLAN, Partition, ResumableJob
 from sigrl_core.labels.vocabulary import Vocabulary
 from sigrl_core.on_ray.partitions import Work, run_partitions
 from sigrl_core.on_ray.session import connect
@@ -79,14 +82,9 @@ def preprocess(
     resources.refuse("preprocess", "gpus_per_worker")
     config = _absolute(config)
     job = ResumableJob(config.out, upgrade_plan=upgrade_plan("preprocess"))
-    listing = listing or open_corpus(
-        config.corpus,
-        config.images,
-        config.annotations,
-        label_separator=config.label_separator,
-        label_field=config.label_field,
-        label_numbers=config.label_numbers,
-    )
+from sigrl_core.config.stages import AUTO_CORPUS
+from sigrl_core.corpora import PATH_CORPORA, apply_label_policy, label_states, open_corpus
+from sigrl_core.corpora.detect import detect_corpus
     if vocabulary is None and config.vocabulary is not None:
         vocabulary = Vocabulary.load(config.vocabulary)
     plan = {**_portable(config), "vocabulary_hash": vocabulary and vocabulary.hash}
@@ -143,6 +141,17 @@ def _absolute(config: PreprocessConfig) -> PreprocessConfig:
     names = ("images", "annotations", "vocabulary", "out")
     paths = {name: value and storage.absolute(value) for name in names for value in [getattr(config, name)]}
     return dataclasses.replace(config, **paths)
+
+
+def _with_detected_corpus(config: PreprocessConfig, job: ResumableJob) -> PreprocessConfig:
+    """Replaces the corpus `auto` by that of the folder's plan, or by the format that is recognised."""
+    if config.corpus != AUTO_CORPUS:
+        return config
+    if storage.exists(job.path(PLAN)):
+        return dataclasses.replace(config, corpus=job.plan().get("corpus", AUTO_CORPUS))
+    detected = detect_corpus(config.images, config.annotations)
+    print(f"corpus: {detected.corpus}, because {detected.reason}", file=sys.stderr)
+    return dataclasses.replace(config, corpus=detected.corpus)
 
 
 def _portable(config: PreprocessConfig) -> dict[str, Any]:

@@ -357,7 +357,7 @@ def test_malformed_files(tmp_path, read_corpus, corpus: str, content: str, messa
 
 # ---- random annotations, and damaged files ----
 
-LABELS = ("cat", "dog, é", "a|b")
+LABELS: tuple[str, ...] = ("cat", "dog, é", "a|b")
 COMPLETE, ROWS, CELLS = "present or absent", "all labels of an image may be unknown", "each label may be unknown"
 
 

@@ -17,6 +17,7 @@ import pytest
 from sigrl_core import plugins
 from sigrl_core.config import deprecated, presets
 from sigrl_core.config.presets import PRESETS
+from sigrl_core.config.stages import AUTO_CORPUS
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
@@ -161,7 +162,11 @@ def test_values_of_flags_that_name_something(page: Path) -> None:
     for name in re.findall(r"\b(?:train|tune)\.py ([a-z]\w*)", text):
         assert name in PRESETS, f"{page}: preset {name}"
     own = set(re.findall(r"\w+", "".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))))
-    tables = {"loss.kind": plugins.LOSSES, "graph.kind": {*plugins.GRAPHS, "none"}, "corpus": plugins.CORPORA}
+    tables = {
+        "loss.kind": plugins.LOSSES,
+        "graph.kind": {*plugins.GRAPHS, "none"},
+        "corpus": {*plugins.CORPORA, AUTO_CORPUS},
+    }
     for flag, table in tables.items():
         for names in re.findall(rf"--(?:space\.)?{flag} ((?:[a-z]\w* ?)+)", text):
             assert set(names.split()) <= {*table, *own}, f"{page}: --{flag} {names}"
