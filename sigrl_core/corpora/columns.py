@@ -51,7 +51,7 @@ def find_columns(names: Sequence[str], where: str, label_field: str | None = Non
             raise CorpusError(f"{where}: no {noun} {label_field!r} (--label-field); found {listed}")
         columns["labels"] = label_field
     for name in names:
-        similar = difflib.get_close_matches(_normalise(name), _NAMES, n=1, cutoff=0.75)
+        similar = difflib.get_close_matches(normalise(name), _NAMES, n=1, cutoff=0.75)
         if similar and columns[similar[0]] is None:
             raise CorpusError(f"{where}: unknown {noun} {name!r}; did you mean {similar[0]!r}?")
     uri = columns.pop("uri")
@@ -64,10 +64,10 @@ def find_columns(names: Sequence[str], where: str, label_field: str | None = Non
 
 def _choose(names: Sequence[str], role: str, where: str, noun: str) -> str | None:
     usual, *alternatives = _NAMES[role]
-    same = [name for name in names if _normalise(name) == usual]
+    same = [name for name in names if normalise(name) == usual]
     if len(same) > 1:
         raise CorpusError(f"{where}: {noun} {usual!r} twice; keep one")
-    other = [name for name in names if _normalise(name) in alternatives]
+    other = [name for name in names if normalise(name) in alternatives]
     if not same and len(other) > 1:
         raise CorpusError(
             f"{where}: {noun}s {', '.join(map(repr, other))} may each be {usual!r}; rename the right one to {usual!r}"
@@ -75,7 +75,8 @@ def _choose(names: Sequence[str], role: str, where: str, noun: str) -> str | Non
     return (same or other or [None])[0]
 
 
-def _normalise(name: str) -> str:
+def normalise(name: str) -> str:
+    """Returns the form in which names of columns are compared."""
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 

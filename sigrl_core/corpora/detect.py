@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from sigrl_core.config.stages import AUTO_CORPUS
 from sigrl_core.corpora.class_tables import CHEXPERT_COLUMNS, ROBOFLOW_NAME
+from sigrl_core.corpora.columns import URI_NAMES, normalise
 from sigrl_core.corpora.create_ml import IMAGE_KEYS
 from sigrl_core.corpora.listing import require_annotations, require_folder
 from sigrl_core.data.images import SUFFIXES
@@ -34,10 +35,9 @@ _MAX_FILES = 5  # files of a folder whose first bytes are looked at
 _ANNOTATION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".npy", ".manifest")
 _NUS_WIDE_LISTS = ("Imagelist.txt", "TrainImagelist.txt", "TestImagelist.txt")
 _JSON_TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:\s*(?=(\S)))?|[{}\[\]]')
-_URI_NAMES = ("uri", "file_name", "filename", "path", "image_path", "image")
 _LINE_KEYS = {
     **{"image_url": "azure", "imageGcsUri": "vertex", "source-ref": "sagemaker"},
-    **dict.fromkeys(_URI_NAMES, "jsonl"),
+    **dict.fromkeys(URI_NAMES, "jsonl"),
 }
 _COCO_KEYS = ("images", "annotations", "categories")
 
@@ -227,7 +227,7 @@ def _published_table(lines: list[str], where: str, images: str) -> Detected | No
 
 def _labels_table(lines: list[str], where: str, images: str) -> Detected | None:
     header = _fields(lines[0])
-    column = next((name for name in header if name.lower() in _URI_NAMES), None)
+    column = next((name for name in header if normalise(name) in URI_NAMES), None)
     if column is None:
         return None
     return Detected("csv", f"{posixpath.basename(where)} has the column {column}")

@@ -11,12 +11,14 @@ number is the label. Listing reads labels and paths, and images only where a par
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
+from sigrl_core.corpora.arrow_file import ArrowFile, open_arrow
 from sigrl_core.corpora.columns import report_class_columns
 from sigrl_core.corpora.hugging_face_labels import (
     LabelColumns,
@@ -58,6 +60,7 @@ def list_corpus(
     label_field: str | None = None,
     label_numbers: LabelNumbers | None = None,
     with_labels: bool = True,
+    suffix: str = ".parquet",
 ) -> Listing:
     """Lists the rows of all files, in the order of the files' paths.
 
@@ -65,6 +68,7 @@ def list_corpus(
         label_field: the column with the labels, or a field of objects, `objects.category`.
         label_numbers: meaning of lists of numbers.
         with_labels: False reads no labels.
+        suffix: ending of the files: `.parquet` or `.arrow`.
 
     Raises:
         CorpusError: no files; a file that is not Parquet, has no images, or has other columns than the first file; a
@@ -72,11 +76,11 @@ def list_corpus(
     """
     require_folder(images)
     given_classes = None if annotations is None else tuple(read_names(require_file("hugging_face", annotations)))
-    first = next(storage.walk(images, [".parquet"]), None)
+    first = next(storage.walk(images, [suffix]), None)
     if first is None:
-        raise CorpusError(f"{images}: no Parquet files (*.parquet) under it; check --images")
+        raise CorpusError(f"{images}: no files *{suffix} under it; check --images")
     where = storage.join(images, first.path)
-    with open_parquet(where) as file:
+    with open_table(where) as file:
         columns = find_columns(file.schema_arrow, where)
         labels = find_label_columns(file.schema_arrow, where, label_field) if with_labels else LabelColumns()
         all_names = file.schema_arrow.names
@@ -90,7 +94,7 @@ def list_corpus(
     vocabulary = (
         None if classes is None else corpus_vocabulary(classes, where if given_classes is None else str(annotations))
     )
-    rows = _read_rows(images, columns, labels, label_field if with_labels else None, with_labels)
+    rows = _read_rows(images, suffix, columns, labels, label_field if with_labels else None, with_labels)
     return Listing(_list_images(rows, labels, numbers, images), vocabulary)
 
 
@@ -115,9 +119,23 @@ def find_columns(schema: pa.Schema, where: str) -> ImageColumns:
     )
 
 
-def read_images_from(file: pq.ParquetFile, columns: ImageColumns, start: int) -> Iterator[tuple[int, bytes | None]]:
+def open_table(where: str) -> AbstractContextManager[pq.ParquetFile | ArrowFile]:
+    """Opens a Parquet or Arrow file, by its ending."""
+    return open_arrow(where) if where.lower().endswith(".arrow") else open_parquet(where)
+
+
+def read_images_from(
+    file: pq.ParquetFile | ArrowFile, columns: ImageColumns, start: int
+) -> Iterator[tuple[int, bytes | None]]:
     """Yields row number and bytes of the images from row `start` on; reads a few images at a time."""
     number = 0
+    if isinstance(file, ArrowFile):
+        for batch in file.batches():
+            cells = _field(batch.column(columns.image.partition(".")[0]), "bytes")
+            for position in range(max(0, start - number), len(cells)):
+                yield number + position, cells[position].as_py()
+            number += len(cells)
+        return
     for group in range(file.metadata.num_row_groups):
         num_rows = file.metadata.row_group(group).num_rows
         if number + num_rows <= start:
@@ -151,15 +169,15 @@ def _list_images(
             present, absent = lists.read(row.cell, row.where)
             yield row.image._replace(labels=present, negatives=absent)
     if row is None:
-        raise CorpusError(f"{images}: no rows in the Parquet files under it; check --images")
+        raise CorpusError(f"{images}: no rows in the files under it; check --images")
 
 
 def _read_rows(
-    images: str, columns: ImageColumns, labels: LabelColumns, label_field: str | None, with_labels: bool
+    images: str, suffix: str, columns: ImageColumns, labels: LabelColumns, label_field: str | None, with_labels: bool
 ) -> Iterator[_Row]:
-    for shard in storage.walk(images, [".parquet"]):
+    for shard in storage.walk(images, [suffix]):
         where = storage.join(images, shard.path)
-        with open_parquet(where) as file:
+        with open_table(where) as file:
             schema = file.schema_arrow
             own_labels = find_label_columns(schema, where, label_field) if with_labels else LabelColumns()
             if (find_columns(schema, where), own_labels) != (columns, labels):
@@ -173,9 +191,15 @@ def _read_rows(
 
 
 def _read_cells(
-    file: pq.ParquetFile, columns: ImageColumns, labels: LabelColumns
+    file: pq.ParquetFile | ArrowFile, columns: ImageColumns, labels: LabelColumns
 ) -> Iterator[tuple[str | None, Any, bool]]:
     """Yields path, labels, and whether the file contains the bytes, of every row."""
+    if isinstance(file, ArrowFile):
+        for batch in file.batches():
+            column = batch.column(columns.image.partition(".")[0])
+            paths = [None] * batch.num_rows if columns.path is None else _field(column, "path").to_pylist()
+            yield from zip(paths, labels.cells(batch), _field(column, "bytes").is_valid().to_pylist(), strict=True)
+        return
     names = [*([] if columns.path is None else [columns.path]), *labels.read_names(file.schema_arrow)]
     for group in range(file.metadata.num_row_groups):
         has_bytes_rows = _find_bytes(file, group, columns)

@@ -1,4 +1,4 @@
-"""Reads the bytes of listed images: separate files, members of tar files, rows of Parquet files."""
+"""Reads the bytes of listed images: separate files, members of tar files, rows of Parquet and Arrow files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from functools import partial
 from itertools import groupby
 
 from sigrl_core.corpora.compressed import GZIP, decompress
-from sigrl_core.corpora.hugging_face import find_columns, read_images_from
+from sigrl_core.corpora.hugging_face import find_columns, open_table, read_images_from
 from sigrl_core.corpora.listing import ListedImage
-from sigrl_core.corpora.parquet import open_parquet
 from sigrl_core.corpora.webdataset import TAR_SUFFIXES
 from sigrl_core.errors import CorpusError, ImageError, StorageError
 from sigrl_core.io import storage
@@ -24,7 +23,7 @@ MAX_FILE_BYTES = 500_000_000
 
 _FEW_ROWS = 100  # of a Parquet file: reading over so few rows is faster than starting at their row group
 
-_IN_CONTAINER = re.compile(r"(.*?\.(?:tar(?:\.gz)?|tgz|parquet))#", re.IGNORECASE | re.DOTALL)
+_IN_CONTAINER = re.compile(r"(.*?\.(?:tar(?:\.gz)?|tgz|parquet|arrow))#", re.IGNORECASE | re.DOTALL)
 
 
 def read_images(
@@ -136,7 +135,7 @@ def _read_forward(file: io.BufferedIOBase, size: int, offset: int) -> bytes:
 
 
 def _read_rows(location: str, listed: Sequence[ListedImage]) -> Iterator[bytes | ImageError]:
-    with open_parquet(location) as file:
+    with open_table(location) as file:
         columns = find_columns(file.schema_arrow, location)
         cells: Iterator[tuple[int, bytes | None]] = iter(())
         last_row = None

@@ -38,8 +38,9 @@ _DIFFICULT = {  # some programs write words; "Unspecified" is as if the element 
 def list_corpus(images: str, annotations: str | None = None) -> Listing:
     """Lists the images of the list in order; does not check that image files exist.
 
-        Raises:
-    X
+    Raises:
+        CorpusError: no list, an unknown image in the list of a class, a malformed XML file; the message has the file
+            and line.
     """
     image_list = storage.absolute(require_file("voc", annotations))
     require_folder(images)
@@ -62,7 +63,8 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     )
 
 
-def _listed_image(uri: str, present: list[str], absent: list[str], num_labels: int) -> ListedImage:
+def list_image(uri: str, present: list[str], absent: list[str], num_labels: int) -> ListedImage:
+    """Returns a listed image; its other labels are unknown if it has any."""
     is_complete = len(present) + len(absent) == num_labels
     return ListedImage(uri, tuple(present), None if is_complete else tuple(absent))
 
@@ -76,7 +78,7 @@ def _list_from_class_lists(image_list: str, classes: dict[str, str]) -> Iterator
         for stem in _read_image_list(image_list):
             states = {label: _read_state(classes[label], lines, stem) for label, lines in class_lists.items()}
             present, absent = ([label for label, state in states.items() if state == value] for value in ("1", "-1"))
-            yield _listed_image(f"{stem}.jpg", present, absent, len(classes))
+            yield list_image(f"{stem}.jpg", present, absent, len(classes))
             count += 1
         if not count:
             raise CorpusError(f"{image_list}: no images in it; write one per line")
@@ -121,7 +123,7 @@ def _list_from_xml(images: str, image_list: str, xml_folder: str, labels: list[s
             yield ListedImage(uri, None)
             continue
         present = [label for label, certain in objects.items() if certain]
-        yield _listed_image(uri, present, [label for label in labels if label not in objects], len(labels))
+        yield list_image(uri, present, [label for label in labels if label not in objects], len(labels))
 
 
 _Objects = dict[str, bool] | None  # label -> whether one of its objects is not difficult; None without an XML file
@@ -137,7 +139,7 @@ def _read_objects(
     """
     count, num_missing, example = 0, 0, ""
     for uri, objects in prefetch_map(
-        partial(_read_xml, images, xml_folder), _read_image_list(image_list), files_in_flight(xml_folder)
+        partial(read_xml, images, xml_folder), _read_image_list(image_list), files_in_flight(xml_folder)
     ):
         count += 1
         if objects is None:
@@ -156,7 +158,12 @@ def _read_objects(
         )
 
 
-def _read_xml(images: str, xml_folder: str, stem: str) -> tuple[str, _Objects]:
+def read_xml(images: str, xml_folder: str, stem: str) -> tuple[str, _Objects]:
+    """Reads the XML file of a name in the list; returns the path of the image, and its objects.
+
+    Raises:
+        CorpusError: not a file of VOC.
+    """
     where = storage.join(xml_folder, f"{stem}.xml")
     try:
         data = storage.read_bytes(where, _MAX_XML_BYTES)

@@ -82,9 +82,15 @@ def preprocess(
     resources.refuse("preprocess", "gpus_per_worker")
     config = _absolute(config)
     job = ResumableJob(config.out, upgrade_plan=upgrade_plan("preprocess"))
-from sigrl_core.config.stages import AUTO_CORPUS
-from sigrl_core.corpora import PATH_CORPORA, apply_label_policy, label_states, open_corpus
-from sigrl_core.corpora.detect import detect_corpus
+    config = _with_detected_corpus(config, job)
+    listing = listing or open_corpus(
+        config.corpus,
+        config.images,
+        config.annotations,
+        label_separator=config.label_separator,
+        label_field=config.label_field,
+        label_numbers=config.label_numbers,
+    )
     if vocabulary is None and config.vocabulary is not None:
         vocabulary = Vocabulary.load(config.vocabulary)
     plan = {**_portable(config), "vocabulary_hash": vocabulary and vocabulary.hash}

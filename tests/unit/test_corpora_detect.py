@@ -24,7 +24,9 @@ from sigrl_core.io import storage
 from sigrl_core.io.resumable_job import ResumableJob
 from sigrl_core.on_ray.preprocess import _with_detected_corpus
 from sigrl_core.plugins import CORPORA
-from tests.unit.test_corpora_formats import EXAMPLE, FORMATS, write
+from tests.unit.test_annotation_cases import CASES
+from tests.unit.test_annotation_cases import FOLDER as CASES_FOLDER
+from tests.unit.test_corpora_formats import BESIDE_IMAGES, EXAMPLE, FORMATS, write
 
 pytestmark = pytest.mark.unit
 
@@ -61,10 +63,19 @@ FOLDERS: dict[str, tuple[Mapping[str, str | bytes], str, str | None, str]] = {
     "webdataset, names": ({"0.tar": tar(), "../names.txt": "cat\n"}, "", "../names.txt", "has 0.tar"),
     "hugging_face": (HUGGING_FACE, "", None, "it has train.parquet"),
     "hugging_face, names": ({**HUGGING_FACE, "../names.txt": "cat\n"}, "", "../names.txt", "has train.parquet"),
+    "arrow": ({"data-00000-of-00001.arrow": b"", "state.json": "{}"}, "", None, "it has data-00000-of-00001.arrow"),
+    "image_folder": ({"train/metadata.jsonl": "", "train/a.jpg": ""}, "", None, "it has train/metadata.jsonl"),
+    "voc_xml": ({"a.jpg": "", "a.xml": XML}, "", None, "a.xml is an annotation of VOC"),
+    "voc_xml, apart": ({"images/a.jpg": "", "xml/a.xml": XML}, "images", "xml", "a.xml is an annotation of VOC"),
     "roboflow": ({"train/_classes.csv": "filename,cat\n", "train/a.jpg": ""}, "", None, "it has train/_classes.csv"),
     "fiftyone": ({"data/a.jpg": "", "labels.json": "{}"}, "", None, "it has labels.json and data"),
     "coco": ({"a.json": COCO}, "", "a.json", "a.json has the keys images, annotations, categories"),
-    "coco, compressed": ({"a.json.gz": gzip.compress(COCO[-200:].replace("y", "").encode())}, "", "a.json.gz", "keys"),
+    "coco, compressed": (
+        {"a.json.gz": gzip.compress(COCO.replace("y" * 90_000, "").encode())},
+        "",
+        "a.json.gz",
+        "keys",
+    ),
     "voc": (
         {"ImageSets/Main/train.txt": "a\n", "JPEGImages/a.jpg": ""},
         "JPEGImages",
@@ -99,7 +110,14 @@ def test_known_corpora(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("corpus", FORMATS)
 def test_formats_of_other_tools(tmp_path: Path, corpus: str) -> None:
     annotations = FORMATS[corpus].write(EXAMPLE, tmp_path)
-    assert detect_corpus(str(tmp_path), str(annotations)).corpus == corpus
+    assert detect_corpus(str(tmp_path), None if corpus in BESIDE_IMAGES else str(annotations)).corpus == corpus
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_of_other_tools(name: str) -> None:
+    case = CASES[name]
+    annotations = None if case.annotations is None else str(CASES_FOLDER / case.annotations)
+    assert detect_corpus(str(CASES_FOLDER / case.images), annotations).corpus == case.corpus
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -168,7 +186,7 @@ def test_little_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for number in range(3 * MAX_NAMES):
         (tmp_path / f"images/{number:05}.jpg").touch()
     for number in range(50):
-        write(tmp_path / f"images/{number:05}.json", COCO + " " * 500_000)
+        write(tmp_path / f"images/{number:05}.json", COCO.replace("y" * 90_000, "y" * 500_000))
     requests, names, num_bytes = [], [], []
     real_open, real_walk = storage.open_input, storage.walk
 

@@ -10,16 +10,20 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigrl_core.corpora import ListedImage, get_corpus, label_states
 from sigrl_core.corpora.class_columns import ClassColumns, find_class_columns, read_states
+from sigrl_core.corpora.image_files import read_images
 from sigrl_core.corpora.listing_file import write_listing
 from sigrl_core.data.label_states import ABSENT, PRESENT, UNKNOWN
+from sigrl_core.data.signatures import format_of
 from sigrl_core.errors import CorpusError, SigrlError
 from sigrl_core.labels.vocabulary import Vocabulary
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
 
@@ -355,14 +359,78 @@ def test_malformed_files(tmp_path, read_corpus, corpus: str, content: str, messa
     assert "\n" not in str(raised.value)
 
 
+def test_voc_xml(tmp_path, read_corpus, capsys) -> None:
+    def annotation(filename: str, *names: str) -> str:
+        return f"<annotation><filename>{filename}</filename>{''.join(map(voc_object, names))}</annotation>"
+
+    def voc_object(name: str) -> str:
+        return f"<object><name>{name}</name></object>"
+
+    write(tmp_path / "a.xml", annotation("a.jpg", "cat", "dog"))
+    write(tmp_path / "sub/b.xml", annotation("b.png", "dog"))
+    for name in ("a.jpg", "sub/b.png", "c.jpg"):
+        write(tmp_path / name, "")
+    rows, vocabulary = read_corpus("voc_xml", tmp_path)
+    assert rows == [ListedImage("a.jpg", ("cat", "dog")), ListedImage("sub/b.png", ("dog",))]
+    assert vocabulary.names == ["cat", "dog"]
+    assert "1 of 3 images have no XML file and are not listed" in capsys.readouterr().err
+    with pytest.raises(CorpusError, match=r"no XML files \(\*\.xml\) under it"):
+        read_corpus("voc_xml", tmp_path, write(tmp_path / "empty/x", "").parent)
+    with pytest.raises(CorpusError, match="a file, expected the folder of the XML files"):
+        read_corpus("voc_xml", tmp_path, tmp_path / "a.xml")
+
+
+def test_image_folder(tmp_path, read_corpus) -> None:
+    write(tmp_path / "train/metadata.csv", "file_name,label\na.jpg,cat\n")
+    write(tmp_path / "val/metadata.jsonl", '{"file_name": "sub/b.jpg", "labels": ["cat", "dog"], "text": "a"}\n')
+    expected = [ListedImage("train/a.jpg", ("cat",)), ListedImage("val/sub/b.jpg", ("cat", "dog"))]
+    assert read_corpus("image_folder", tmp_path)[0] == expected
+    assert read_corpus("image_folder", tmp_path, tmp_path / "train/metadata.csv")[0][0].uri == "a.jpg"
+    write(tmp_path / "test/metadata.csv", "file_name,cat,dog\na.jpg,1,0\n")
+    with pytest.raises(CorpusError, match="its metadata files have different class columns"):
+        read_corpus("image_folder", tmp_path)
+    with pytest.raises(CorpusError, match=r"no metadata\.csv, .* in it"):
+        read_corpus("image_folder", write(tmp_path / "empty/x.csv", "").parent)
+    with pytest.raises(CorpusError, match=r"expected one of metadata\.csv"):
+        read_corpus("image_folder", tmp_path, tmp_path / "empty/x.csv")
+
+
+def test_arrow_written_by_datasets(read_corpus) -> None:
+    folder = REPOSITORY / "tests/fixtures/annotation_cases/hf/arrow"
+    rows, vocabulary = read_corpus("arrow", folder)
+    assert vocabulary.names == ["cat", "dog", "bird"]
+    assert [(row.uri, row.offset) for row in rows] == [
+        (f"data-00000-of-00001.arrow#{number}", number) for number in range(len(rows))
+    ]
+    assert {row.labels for row in rows} == {("cat",), ("bird",), None}
+    images = list(read_images(str(folder), rows[::-1]))
+    assert all(isinstance(image, bytes) and format_of(image) is not None for image in images)
+
+
+def test_arrow(tmp_path, read_corpus) -> None:
+    file = FORMATS["arrow"].write(EXAMPLE, tmp_path)
+    rows, _ = read_corpus("arrow", tmp_path)
+    table = pa.ipc.open_stream(file.read_bytes()).read_all()
+    with pa.ipc.new_file(file, table.schema) as indexed:  # the format with an index
+        indexed.write_table(table)
+    assert read_corpus("arrow", tmp_path)[0] == rows
+    write(tmp_path / "dataset_dict.json", {"splits": ["train", "test"]})
+    with pytest.raises(CorpusError, match=r"has several splits \(dataset_dict\.json\); name the folder of one"):
+        read_corpus("arrow", tmp_path)
+
+
 # ---- random annotations, and damaged files ----
 
 LABELS: tuple[str, ...] = ("cat", "dog, é", "a|b")
 COMPLETE, ROWS, CELLS = "present or absent", "all labels of an image may be unknown", "each label may be unknown"
 
 
+BESIDE_IMAGES = ("voc_xml", "image_folder", "arrow")
+"""Formats whose annotations are in the folder of images and are not named."""
+
+
 class Format(NamedTuple):
-    """One annotation format: what it can express, and a function (states [N, C], folder) -> annotation file."""
+    """One annotation format: what it can express, and a function (states [N, C], folder) -> a file with annotations."""
 
     expresses: str
     write: Callable[[list[list[int]], Path], Path]
@@ -476,7 +544,47 @@ def write_label_matrix(states: list[list[int]], folder: Path) -> Path:
     return write(folder / "formatted_val_labels_obs.npy", npy_bytes(np.array(states)))
 
 
+def write_voc_xml(states: list[list[int]], folder: Path) -> Path:
+    for number, row in enumerate(states):
+        objects = "".join(
+            f"<object><name>{escape(name)}</name><difficult>{int(state == UNKNOWN)}</difficult></object>"
+            for name, state in zip(LABELS, row, strict=True)
+            if state != ABSENT
+        )
+        write(folder / f"{number}.jpg", "")
+        write(folder / f"{number}.xml", f"<annotation><filename>{number}.jpg</filename>{objects}</annotation>")
+    return folder / "0.xml"
+
+
+def write_image_folder(states: list[list[int]], folder: Path) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file_name", "labels"])
+    for number, row in enumerate(states):
+        names = present(row)
+        writer.writerow([f"{number}.jpg", "" if names is None else json.dumps(names)])
+    return write(folder / "train/metadata.csv", text.getvalue())
+
+
+def write_arrow(states: list[list[int]], folder: Path) -> Path:
+    names = [present(row) for row in states]
+    numbers = [None if row is None else [LABELS.index(name) for name in row] for row in names]
+    feature = {"_type": "Sequence", "feature": {"_type": "ClassLabel", "names": LABELS}}
+    info = {"info": {"features": {"labels": feature, "image": {"_type": "Image"}}}}
+    images = [{"bytes": None, "path": f"{number}.jpg"} for number in range(len(states))]
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"image": pa.array(images, image_type), "labels": pa.array(numbers, pa.list_(pa.int64()))}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(info)})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+    return write(folder / "data-00000-of-00001.arrow", sink.getvalue())
+
+
 FORMATS = {
+    "voc_xml": Format(CELLS, write_voc_xml),
+    "image_folder": Format(ROWS, write_image_folder),
+    "arrow": Format(ROWS, write_arrow),
     "azure": Format(ROWS, write_azure),
     "vertex": Format(ROWS, write_vertex),
     "sagemaker": Format(ROWS, write_sagemaker),
@@ -503,8 +611,9 @@ def states(expresses: str) -> st.SearchStrategy[list[list[int]]]:
 
 def read(corpus: str, images: Path, annotations: Path) -> tuple[list[ListedImage], list[str]]:
     """Lists a corpus with all checks of `write_listing`."""
-    rows = list(get_corpus(corpus)(str(images), str(annotations)).images)
-    listing = get_corpus(corpus)(str(images), str(annotations))
+    where = None if corpus in BESIDE_IMAGES else str(annotations)
+    rows = list(get_corpus(corpus)(str(images), where).images)
+    listing = get_corpus(corpus)(str(images), where)
     return rows, write_listing(listing, None).vocabulary.names
 
 

@@ -49,7 +49,7 @@ def test_names_are_listed_and_checked_without_torch() -> None:
         from sigrl_core import plugins
         from sigrl_core.config import GraphConfig
         GraphConfig(kind="nearest")
-        assert "ranking" in plugins.LOSSES and len(plugins.CORPORA) == 28, list(plugins.CORPORA)
+        assert "ranking" in plugins.LOSSES and len(plugins.CORPORA) == 31, list(plugins.CORPORA)
         plugins.CORPORA["jsonl"]
         found = {"torch", "ray", "open_clip"} & set(sys.modules)
         assert not found, found
