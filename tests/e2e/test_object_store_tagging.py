@@ -136,7 +136,9 @@ ODD_KEYS = [
 ]  # fmt: skip
 
 
-def test_500_hostile_objects_have_their_row(reached: Store, checkpoint: Path, make_image, encoded, in_process) -> None:
+def test_500_hostile_objects_have_their_row(
+    reached: Store, checkpoint: Path, tmp_path: Path, start, make_image, encoded
+) -> None:
     drawn = [encoded(make_image(seed, 400, 300)) for seed in range(3)]
     files = list(hostile(drawn, 460, seed=3))
     bucket = bucket_of(reached, "hostile")
