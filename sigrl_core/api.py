@@ -7,7 +7,6 @@ columns `uri` and `labels`. The functions call the same code as the commands.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from sigrl_core.config.stages import ServeConfig
 from sigrl_core.corpora.listing import Listing
 from sigrl_core.corpora.table import list_table
 from sigrl_core.data.shards import ShardFolder
-from sigrl_core.errors import ConfigError
+from sigrl_core.errors import CheckpointError, ConfigError
 from sigrl_core.evaluation.calibrate import calibrate as fit_and_write_calibration
 from sigrl_core.evaluation.evaluator import Evaluation, Evaluator
 from sigrl_core.evaluation.evaluator import evaluate as measure
@@ -42,8 +41,10 @@ from sigrl_core.inference.inputs import (
 )
 from sigrl_core.inference.tagger import Precision, Tags
 from sigrl_core.io import storage
+from sigrl_core.io.checksums import Pinned
+from sigrl_core.io.resumable_job import MANIFEST
 from sigrl_core.labels.vocabulary import Vocabulary
-from sigrl_core.model.checkpoint import load_checkpoint
+from sigrl_core.model.checkpoint import checkpoint_version, load_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,8 +146,7 @@ class Tagger(inference.Tagger):
             config = config_from(
                 CalibrateConfig, {**defaults, **options}, checkpoint=self.checkpoint.uri, data=folder.uri
             )
-            calibration = fit_and_write_calibration(config, self)
-        self.checkpoint = dataclasses.replace(self.checkpoint, calibration=calibration)
+            fit_and_write_calibration(config, self)
         return self
 
     def evaluate(self, data: LabelledImages, images: Location | None = None, out: Location | None = None) -> Evaluation:
@@ -312,7 +312,8 @@ def tag(
         images=parse_location(images, "images", "a folder of images; Tagger.tag takes single images"),
         out=parse_location(out, "out", "a folder to write"),
     )
-    return run(config, resources, vocabulary=None if labels is None else parse_labels(labels, Vocabulary(())))
+    vocabulary = None if labels is None else parse_labels(labels, Vocabulary(()))
+    return run(config, resources, vocabulary=vocabulary, expected=_loaded(checkpoint))
 
 
 def serve(checkpoint: Location | Tagger, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
@@ -325,6 +326,8 @@ def serve(checkpoint: Location | Tagger, host: str = "127.0.0.1", port: int = 80
 
     replicas = config_from(Replicas, take_fields(Replicas, options))
     config = config_from(ServeConfig, options, checkpoint=_checkpoint_uri(checkpoint))
+    if (loaded := _loaded(checkpoint)) is not None:
+        loaded.check(config.checkpoint, "model", checkpoint_version(config.checkpoint), CheckpointError)
     serve_until_stopped(config, replicas, host, port, None)
 
 
@@ -335,6 +338,13 @@ def _checkpoint_uri(checkpoint: Location | Tagger) -> str:
     if isinstance(checkpoint, inference.Tagger):
         return checkpoint.checkpoint.uri
     return storage.absolute(parse_location(checkpoint, "checkpoint", "a checkpoint folder or a Tagger"))
+
+
+def _loaded(checkpoint: Location | Tagger) -> Pinned | None:
+    """Returns the hash of a loaded checkpoint, for workers that load it again."""
+    if not isinstance(checkpoint, inference.Tagger):
+        return None
+    return Pinned(checkpoint.checkpoint.sha256, "the Tagger", "load it again")
 
 
 def _tagger(checkpoint: Location | Tagger) -> Tagger:
@@ -353,7 +363,7 @@ def _open_shards(data: Any, images: Location | None, labels: Labels | None) -> S
         if not isinstance(data, str | os.PathLike):
             return None
         uri = storage.absolute(os.fspath(data))
-        if not storage.exists(storage.join(uri, "manifest.json")):
+        if not storage.exists(storage.join(uri, MANIFEST)):
             return None
         data = ShardFolder.open(uri)
     for name, value in (("images", images), ("labels", labels)):

@@ -52,12 +52,13 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoR
 
 
 def _tune(command: Tune) -> None:
+    from sigrl_core.io.resumable_job import PLAN
     from sigrl_core.io.storage import exists, join
     from sigrl_core.on_ray.tune import search
     from sigrl_core.report.search import describe, write_search_page
 
     print_configuration(command)
-    if command.resume and not exists(join(command.out, "plan.json")):
+    if command.resume and not exists(join(command.out, PLAN)):
         raise ConfigError(f"--resume: no search in {command.out}; leave --resume away to start one")
     study = search(
         command.search,

@@ -64,9 +64,19 @@ PLANS: dict[str, dict[str, str]] = {
 """Command -> old key -> new key of the plan.json that a folder of this command keeps."""
 
 
-def upgrade_plan(command: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A function that renames the old keys of a plan of this command; it can be pickled."""
-    return partial(rename_keys, names=PLANS[command])
+def upgrade_plan(command: str, added: Mapping[str, Any] | None = None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that renames the old keys of a plan of this command; it can be pickled.
+
+    Args:
+        command: name of the command.
+        added: values of keys that version 0.1.0 did not write, for plans without them.
+    """
+    return partial(_upgrade, names=PLANS[command], added=added or {})
+
+
+def _upgrade(plan: dict[str, Any], names: Mapping[str, str], added: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = rename_keys(plan, names)
+    return renamed | {key: value for key, value in added.items() if key not in renamed}
 
 
 _WORKERS = {"workers": "num_workers"}

@@ -32,8 +32,9 @@ import pyarrow.parquet as pq
 from sigrl_core.data.label_states import add_counts, count_states, decode_states
 from sigrl_core.errors import ShardError, SigrlError, StorageError
 from sigrl_core.io import storage
-from sigrl_core.io.checksums import sha256_of, with_checksum
+from sigrl_core.io.checksums import Pinned, sha256_of, with_checksum
 from sigrl_core.io.parquet import open_parquet_bytes
+from sigrl_core.io.resumable_job import MANIFEST, PLAN
 from sigrl_core.labels.vocabulary import Vocabulary
 
 Split = Literal["train", "validation", "test"]
@@ -87,13 +88,20 @@ class ShardFolder:
     _checked: set[int] = field(default_factory=set, repr=False)
 
     @classmethod
-    def open(cls, uri: str) -> ShardFolder:
+    def open(cls, uri: str, expected: Pinned | None = None) -> ShardFolder:
         """Reads the manifest and the vocabulary and checks that all files exist; `read_shard` checks their bytes.
 
+        Args:
+            uri: the folder.
+            expected: `sha256` of the manifest that a plan recorded; None takes any.
+
         Raises:
-            ShardError: not a finished shard folder, or one that was altered.
+            ShardError: not a finished shard folder, one that was altered, or another one than `expected`.
         """
-        folder = cls(uri, _read_manifest(uri), _read_vocabulary(uri))
+        manifest = _read_manifest(uri)
+        if expected is not None:
+            expected.check(uri, manifest["kind"], manifest["sha256"], ShardError)
+        folder = cls(uri, manifest, _read_vocabulary(uri))
         folder._check_manifest()
         return folder
 
@@ -229,21 +237,19 @@ class ShardFolder:
             counts = count_states(decode_states(table["label_states"], len(self.vocabulary)), self.vocabulary)
             totals = add_counts(totals, counts)
             hashes.update(table["sha256"].to_pylist())
-        self._check("manifest.json", "label counts", totals, self.manifest["label_counts"])
+        self._check(MANIFEST, "label counts", totals, self.manifest["label_counts"])
         self._check("shards", "number of different images", len(hashes), self.num_rows)
 
     def _check_manifest(self) -> None:
         manifest = self.manifest
         self._check("vocabulary.json", "hash", self.vocabulary.hash[:12], manifest["vocabulary_hash"][:12])
-        self._check("manifest.json", "rows over all shards", sum(self.shard_rows), manifest["rows_out"])
+        self._check(MANIFEST, "rows over all shards", sum(self.shard_rows), manifest["rows_out"])
         counts = [manifest[key] for key in ("rows_out", "quarantined", "duplicates")]
-        self._check("manifest.json", "rows_out + quarantined + duplicates", sum(counts), manifest["rows_in"])
+        self._check(MANIFEST, "rows_out + quarantined + duplicates", sum(counts), manifest["rows_in"])
         existing = {file.path for file in storage.list_files(self.uri, (".parquet",))}
         for name in [*(f"shards/{shard['name']}" for shard in manifest["shards"]), manifest["quarantine"]["name"]]:
             if name not in existing:
-                raise ShardError(
-                    f"{storage.join(self.uri, name)}: listed in manifest.json but missing; {self._next_step}"
-                )
+                raise ShardError(f"{storage.join(self.uri, name)}: listed in {MANIFEST} but missing; {self._next_step}")
 
     def _read_columns(self, name: str, columns: Sequence[str] | None) -> pa.Table:
         with storage.open_input(storage.join(self.uri, name)) as file:
@@ -261,12 +267,12 @@ class ShardFolder:
 
 
 def _read_manifest(uri: str) -> dict[str, Any]:
-    where = storage.join(uri, "manifest.json")
+    where = storage.join(uri, MANIFEST)
     if not storage.exists(where):
-        if storage.exists(plan := storage.join(uri, "plan.json")):
+        if storage.exists(plan := storage.join(uri, PLAN)):
             script = "cache_features.py" if "frozen_sha256" in storage.read_json(plan) else "preprocess.py"
-            raise ShardError(f"{uri}: {script} has not finished here (no manifest.json); run the same command again")
-        raise ShardError(f"{uri}: no shard folder here (no manifest.json); create one with preprocess.py --out {uri}")
+            raise ShardError(f"{uri}: {script} has not finished here (no {MANIFEST}); run the same command again")
+        raise ShardError(f"{uri}: no shard folder here (no {MANIFEST}); create one with preprocess.py --out {uri}")
     try:
         manifest = storage.read_json(where)
     except StorageError as error:

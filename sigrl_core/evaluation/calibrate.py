@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import ShardError
 from sigrl_core.evaluation.inputs import check_folder, iterate_batches
 from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.io.progress import progress_line
 from sigrl_core.labels.vocabulary import LabelGroup
 from sigrl_core.metrics import expected_calibration_error, f1_per_label, reliability
@@ -25,11 +27,11 @@ def calibrate(config: CalibrateConfig, tagger: Tagger | None = None) -> Calibrat
 
     Args:
         config: checkpoint, images and method.
-        tagger: the loaded checkpoint of `config`; None loads it.
+        tagger: the loaded checkpoint of `config`, which gets the calibration too; None loads it.
 
     Raises:
-        CheckpointError, ShardError: an input cannot be used, inputs have different vocabularies, or there are too few
-            examples.
+        CheckpointError, ShardError: an input cannot be used, inputs have different vocabularies, there are too few
+            examples, or the folder no longer holds the checkpoint that was loaded; nothing is written.
     """
     tagger, folder = tagger or Tagger.load(config.checkpoint), ShardFolder.open(config.data)
     check_folder(folder, tagger)
@@ -46,7 +48,9 @@ def calibrate(config: CalibrateConfig, tagger: Tagger | None = None) -> Calibrat
             states.append(batch.states_BC.numpy())
             advance(len(batch.uris))
     calibration = fit_calibration(np.concatenate(logits), np.concatenate(states), tagger.vocabulary, config)
-    add_calibration(tagger.checkpoint.uri, calibration)
+    loaded = Pinned(tagger.checkpoint.sha256, "the model that was calibrated", "run the command again")
+    sha256 = add_calibration(tagger.checkpoint.uri, calibration, loaded)
+    tagger.checkpoint = replace(tagger.checkpoint, calibration=calibration, sha256=sha256)
     return calibration
 
 

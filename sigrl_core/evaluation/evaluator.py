@@ -18,12 +18,15 @@ from sigrl_core.evaluation.calibrate import measure_calibration
 from sigrl_core.evaluation.inputs import check_folder, iterate_batches, open_test_split
 from sigrl_core.evaluation.protocols import PROTOCOLS, compute_metrics
 from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.labels.vocabulary import Vocabulary
 from sigrl_core.metrics import average_precision
 from sigrl_core.model import scoring
 from sigrl_core.model.model import compute_tokens
 
 Scorer = Callable[[Tensor, Vocabulary], np.ndarray]
+SIGRL = "sigrl"
+"""Name of the row of the evaluated checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ class Evaluator:
             if protocol.scored == protocol.evaluated and protocol.evaluated_columns(vocabulary)
         ]
         self._scorers: dict[str, tuple[Tagger, Scorer]] = {
-            "sigrl": (tagger, tagger.score),
+            SIGRL: (tagger, tagger.score),
             "sigrl_independent": (tagger, tagger.logits),
             "clip_global": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=False)),
             "clip_global_local": (tagger, lambda tokens, labels: clip_scores(tagger, tokens, labels, local=True)),
@@ -87,10 +90,26 @@ class Evaluator:
         }
 
     @classmethod
-    def load(cls, config: EvaluateConfig, device: str = "cpu") -> Evaluator:
-        """Loads all checkpoints; raises CheckpointError if one cannot be loaded."""
-        tagger = Tagger.load(config.checkpoint, device, config.local_candidates)
-        return cls(tagger, {name: Tagger.load(uri, device) for name, uri in config.compared_checkpoints.items()})
+    def load(
+        cls, config: EvaluateConfig, device: str = "cpu", expected: Mapping[str, Pinned] | None = None
+    ) -> Evaluator:
+        """Loads all checkpoints.
+
+        Args:
+            expected: row name -> hash that the checkpoint must have, from `hashes`; None takes any.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be loaded, or is another one than expected.
+        """
+        pinned = expected or {}
+        tagger = Tagger.load(config.checkpoint, device, config.local_candidates, expected=pinned.get(SIGRL))
+        compared = config.compared_checkpoints.items()
+        return cls(tagger, {name: Tagger.load(uri, device, expected=pinned.get(name)) for name, uri in compared})
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Row name -> hash of the loaded checkpoint, see `Checkpoint.sha256`."""
+        return {name: tagger.checkpoint.sha256 for name, tagger in {SIGRL: self.tagger, **self.compared}.items()}
 
     def open_images(self, folder: ShardFolder) -> ShardDataset:
         """Opens the images to evaluate: a folder's test split, or all if it has none.
@@ -157,10 +176,12 @@ def evaluate(
         "vocabulary_hash": vocabulary.hash,
         "data": folder.uri,
         "calibration": measure_calibration(tagger, scores["sigrl_independent"]["gzsl"], states_NC),
+        "data_sha256": folder.manifest["sha256"],
         "checkpoints": {
-            "sigrl": tagger.checkpoint.uri,
+            SIGRL: tagger.checkpoint.uri,
             **{name: other.checkpoint.uri for name, other in evaluator.compared.items()},
         },
+        "checkpoints_sha256": evaluator.hashes,
     }
     return Evaluation(metrics=metrics, vocabulary=vocabulary, uris=uris, states_NC=states_NC, scores=scores)
 

@@ -67,7 +67,7 @@ class TaggingTask(NamedTuple):
 
     Attributes:
         embeddings_CE: the user's own label embeddings, see `Tagger.encode_labels`.
-        model_hash: hash of the checkpoint's manifest.
+        model_hash: hash of the checkpoint that scores, `Checkpoint.sha256`; whoever loads it checks it.
         embedding_dim: length of an image embedding.
     """
 

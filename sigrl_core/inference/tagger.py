@@ -15,6 +15,7 @@ from torch import Tensor
 from sigrl_core.data.transforms import centre_crop
 from sigrl_core.errors import CheckpointError, ImageError
 from sigrl_core.inference.heat_map import heat_map
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.labels.vocabulary import Vocabulary
 from sigrl_core.model.calibration import Calibration
 from sigrl_core.model.checkpoint import Checkpoint, load_checkpoint
@@ -73,7 +74,12 @@ class Tagger:
 
     @classmethod
     def load(
-        cls, uri: str, device: str = "cpu", local_candidates: int | None = None, precision: Precision = "fp32"
+        cls,
+        uri: str,
+        device: str = "cpu",
+        local_candidates: int | None = None,
+        precision: Precision = "fp32",
+        expected: Pinned | None = None,
     ) -> Tagger:
         """Loads a checkpoint.
 
@@ -82,8 +88,12 @@ class Tagger:
             device: torch device that computes.
             local_candidates: replaces the checkpoint's own `scoring.local_candidates`.
             precision: see the class.
+            expected: hash that a plan recorded for this checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or is another one than `expected`.
         """
-        tagger = cls(load_checkpoint(uri), device, precision)
+        tagger = cls(load_checkpoint(uri, expected), device, precision)
         if local_candidates is not None:
             tagger.model.head.local_candidates = local_candidates
         return tagger

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sigrl_core.errors import StorageError, VocabularyError
 from sigrl_core.io import storage
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.labels.vocabulary import Vocabulary, parse_json_rows
 
 _KEYS = ("source", "target", "weight")
@@ -76,13 +77,21 @@ class LabelEdges:
         return cls(weights)
 
     @classmethod
-    def load(cls, uri: str, vocabulary: Vocabulary) -> LabelEdges:
-        """Reads an edge list between labels of a vocabulary, local or s3://; see `parse`."""
+    def load(cls, uri: str, vocabulary: Vocabulary, expected: Pinned | None = None) -> LabelEdges:
+        """Reads an edge list between labels of a vocabulary, local or s3://; see `parse`.
+
+        Args:
+            uri: the file.
+            vocabulary: all labels that edges may name.
+            expected: `hash` of the edges that a plan recorded; None takes any.
+        """
         try:
             text = storage.read_bytes(uri).decode()
         except (StorageError, UnicodeDecodeError) as error:
             raise VocabularyError(f"{uri}: cannot be read ({error}); give graph.edges a file of edges") from error
         edges = cls.parse(text, uri)
+        if expected is not None:
+            expected.check(uri, "label edges", edges.hash, VocabularyError)
         known = set(vocabulary.names)
         if unknown := [name for edge in edges.weights for name in edge if name not in known]:
             raise VocabularyError(f"{uri}: label {unknown[0]!r} is not in the vocabulary of --data; correct its name")

@@ -10,14 +10,21 @@ from numpy.typing import NDArray
 
 from sigrl_core.errors import StorageError, VocabularyError
 from sigrl_core.io import storage
+from sigrl_core.io.checksums import Pinned, sha256_of
 from sigrl_core.labels.vocabulary import Vocabulary
 
 
-def load_embeddings(uri: str, vocabulary: Vocabulary) -> Float[NDArray, "C E"]:
+def load_embeddings(uri: str, vocabulary: Vocabulary, expected: Pinned | None = None) -> Float[NDArray, "C E"]:
     """Reads embeddings of a vocabulary, in its order, as float32; local or s3://. Pickled objects are refused.
 
+    Args:
+        uri: the file.
+        vocabulary: the labels of the rows.
+        expected: `embeddings_sha256` of the embeddings that a plan recorded; None takes any.
+
     Raises:
-        VocabularyError: not a .npy file of finite numbers with one row per label, or a row of zeros.
+        VocabularyError: not a .npy file of finite numbers with one row per label, a row of zeros, or others than
+            `expected`.
     """
     expected = f"expected an array of {len(vocabulary)} rows of numbers, one for each label in order"
     try:
@@ -36,4 +43,11 @@ def load_embeddings(uri: str, vocabulary: Vocabulary) -> Float[NDArray, "C E"]:
     if unusable_C.any():
         name = vocabulary.names[int(unusable_C.argmax())]
         raise VocabularyError(f"{uri}: the row of label {name!r} is zero or not finite; {expected}")
+    if expected is not None:
+        expected.check(uri, "label embeddings", embeddings_sha256(embeddings_CE), VocabularyError)
     return embeddings_CE
+
+
+def embeddings_sha256(embeddings_CE: Float[NDArray, "C E"]) -> str:
+    """Returns a hash of embeddings, as plans record it."""
+    return sha256_of(embeddings_CE.tobytes())

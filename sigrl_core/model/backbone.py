@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
@@ -114,6 +114,13 @@ class Backbone(nn.Module):
         for name, value in sorted(self.clip.visual.state_dict().items()):
             if name.startswith(frozen):
                 digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def weights_sha256(self) -> str:
+        """Returns a hash of all weights and of the description of the architecture."""
+        digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def forward_head(self, tokens_BNW: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,9 +268,19 @@ def _is_plain(name: str) -> bool:
 def load_backbone_folder(folder: Path, config: BackboneConfig) -> Backbone:
     """Loads the backbone of a checkpoint folder, with its weights."""
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text())
-        weights = load_file(folder / WEIGHTS_FILE)
-        backbone = backbone_from_description(description, config)
+        files = {name: (folder / name).read_bytes() for name in (DESCRIPTION_FILE, WEIGHTS_FILE)}
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: backbone cannot be loaded ({error}); copy or make the checkpoint again"
+        ) from error
+    return backbone_from_files(str(folder), files, config)
+
+
+def backbone_from_files(where: str, files: dict[str, bytes], config: BackboneConfig) -> Backbone:
+    """Builds a backbone from the files of a checkpoint at `where`: name -> content."""
+    try:
+        weights = load(files[WEIGHTS_FILE])
+        backbone = backbone_from_description(json.loads(files[DESCRIPTION_FILE]), config)
         backbone.load_state_dict(
             {
                 name.removeprefix(WEIGHTS_PREFIX): value
@@ -271,9 +288,9 @@ def load_backbone_folder(folder: Path, config: BackboneConfig) -> Backbone:
                 if name.startswith(WEIGHTS_PREFIX)
             }
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: backbone cannot be loaded ({error}); copy or make the checkpoint again"
+            f"{where}: backbone cannot be loaded ({error}); copy or make the checkpoint again"
         ) from error
     return backbone
 

@@ -17,15 +17,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from sigrl_core import __version__
@@ -33,7 +30,7 @@ from sigrl_core.config import BackboneConfig, RunConfig
 from sigrl_core.config.json import from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
 from sigrl_core.io import storage
-from sigrl_core.io.checksums import sha256_of
+from sigrl_core.io.checksums import Pinned, sha256_of
 from sigrl_core.io.resumable_job import MANIFEST, PLAN
 from sigrl_core.labels.edges import LabelEdges
 from sigrl_core.labels.vocabulary import Vocabulary
@@ -43,7 +40,7 @@ from sigrl_core.model.backbone import (
     WEIGHTS_PREFIX,
     Backbone,
     backbone_from_description,
-    load_backbone_folder,
+    backbone_from_files,
 )
 from sigrl_core.model.calibration import Calibration
 from sigrl_core.model.model import SigRLModel
@@ -57,13 +54,19 @@ CheckpointKind = Literal["sigrl", "clip"]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded checkpoint. Its model is in evaluation mode and on the CPU."""
+    """A loaded checkpoint. Its model is in evaluation mode and on the CPU.
+
+    Attributes:
+        sha256: hash of the manifest that was read, which contains the hashes of the files that were loaded; see
+            `checkpoint_version`. Empty for a model that was made in memory.
+    """
 
     uri: str
     model: SigRLModel
     config: RunConfig
     metrics: dict[str, Any]
     calibration: Calibration | None = None
+    sha256: str = ""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -128,73 +131,88 @@ def publish_checkpoint(folder: str, uri: str, history: list[dict[str, Any]]) -> 
         folder: the checkpoint.
         uri: the published place, local or s3://.
         history: metrics of every epoch, also of later ones; replaces the history in the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is not finished, or a file is altered.
+        StorageError: the published place cannot be written.
     """
-    manifest = storage.read_json(storage.join(folder, MANIFEST))
-    metrics = storage.read_json(storage.join(folder, METRICS_FILE)) | {"history": history}
-    for name in manifest["files"]:
-        is_metrics = name == METRICS_FILE
-        data = _metrics_json(metrics).encode() if is_metrics else storage.read_bytes(storage.join(folder, name))
-        manifest["files"][name] = sha256_of(data)
+    source = _read_files(folder)
+    metrics = json.loads(source.files[METRICS_FILE]) | {"history": history}
+    files = {**source.files, METRICS_FILE: _metrics_json(metrics).encode()}
+    for name, data in files.items():
         storage.write_bytes(storage.join(uri, name), data)
+    manifest = {**source.manifest, "files": {name: sha256_of(data) for name, data in files.items()}}
     storage.write_json(storage.join(uri, MANIFEST), manifest)
     storage.remove_unfinished(uri)  # partial files of a killed process
 
 
-def add_calibration(uri: str, calibration: Calibration) -> None:
+def add_calibration(uri: str, calibration: Calibration, expected: Pinned | None = None) -> str:
     """Writes a calibration into a checkpoint; the manifest is written last, so that a partial file is never read.
 
     Args:
         uri: `Checkpoint.uri`; local or s3://.
+        expected: hash of the checkpoint whose scores were calibrated.
+
+    Returns:
+        The new hash of the checkpoint.
+
+    Raises:
+        CheckpointError: the folder holds another checkpoint than `expected`; nothing is written.
     """
-    manifest = storage.read_json(storage.join(uri, MANIFEST))
+    text = storage.read_bytes(storage.join(uri, MANIFEST))
+    if expected is not None:
+        expected.check(uri, "model", sha256_of(text), CheckpointError)
+    manifest = json.loads(text)
     manifest["files"].pop(CALIBRATION_FILE, None)
     storage.write_json(storage.join(uri, MANIFEST), manifest)
     data = calibration.to_json().encode()
     storage.write_bytes(storage.join(uri, CALIBRATION_FILE), data)
     manifest["files"][CALIBRATION_FILE] = sha256_of(data)
     storage.write_json(storage.join(uri, MANIFEST), manifest)
+    return checkpoint_version(uri)
 
 
 def _metrics_json(metrics: dict[str, Any]) -> str:
     return json.dumps(metrics, indent=1, sort_keys=True) + "\n"
 
 
-def load_checkpoint(uri: str) -> Checkpoint:
+def load_checkpoint(uri: str, expected: Pinned | None = None) -> Checkpoint:
     """Loads and verifies a checkpoint folder, or the `checkpoint` folder of a training run.
 
+    Args:
+        uri: the folder, local or s3://.
+        expected: hash that a plan recorded for this checkpoint, see `Checkpoint.sha256`.
+
     Raises:
-        CheckpointError: missing, unfinished, altered, or a CLIP without a head.
+        CheckpointError: missing, unfinished, altered, another one than `expected`, or a CLIP without a head.
     """
-    with _local_copy(_locate(uri)) as (where, folder):
-        kind, files = _verify(where, folder)
-        if kind != "sigrl":
-            raise CheckpointError(
-                f"{where}: a CLIP without a SigRL head; train one on it (train.py --backbone.pretrained {uri})"
-            )
-        try:
-            config = from_json(RunConfig, (folder / "config.json").read_text(encoding="utf-8"), f"{where}/config.json")
-            vocabulary = Vocabulary.parse(
-                (folder / "vocabulary.json").read_text(encoding="utf-8"), f"{where}/vocabulary.json"
-            )
-            description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-            backbone = backbone_from_description(description, config.backbone)
-            edges = None
-            if EDGES_FILE in files:
-                edges = LabelEdges.parse((folder / EDGES_FILE).read_text(encoding="utf-8"), f"{where}/{EDGES_FILE}")
-            weights = load_file(folder / WEIGHTS_FILE)
-            embeddings_VE = weights.get("embeddings_VE")
-            model = SigRLModel(backbone, backbone.make_teacher(), config, vocabulary, edges, embeddings_VE)
-            model.load_state_dict(weights)
-            metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-            calibration = None
-            if CALIBRATION_FILE in files:  # a partial file is not listed
-                text = (folder / CALIBRATION_FILE).read_text(encoding="utf-8")
-                calibration = Calibration.parse(text, vocabulary, f"{where}/{CALIBRATION_FILE}")
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
-            raise CheckpointError(
-                f"{where}: cannot be loaded ({error}); train again or copy the folder again"
-            ) from error
-    return Checkpoint(uri=where, model=model.eval(), config=config, metrics=metrics, calibration=calibration)
+    read = _read_files(_locate(uri), expected)
+    where, files = read.where, read.files
+    if read.manifest["kind"] != "sigrl":
+        raise CheckpointError(
+            f"{where}: a CLIP without a SigRL head; train one on it (train.py --backbone.pretrained {uri})"
+        )
+    try:
+        weights = load(files.pop(WEIGHTS_FILE))
+        config = from_json(RunConfig, files["config.json"].decode(), f"{where}/config.json")
+        vocabulary = Vocabulary.parse(files["vocabulary.json"].decode(), f"{where}/vocabulary.json")
+        backbone = backbone_from_description(json.loads(files[DESCRIPTION_FILE]), config.backbone)
+        edges = None
+        if EDGES_FILE in files:
+            edges = LabelEdges.parse(files[EDGES_FILE].decode(), f"{where}/{EDGES_FILE}")
+        embeddings_VE = weights.get("embeddings_VE")
+        model = SigRLModel(backbone, backbone.make_teacher(), config, vocabulary, edges, embeddings_VE)
+        model.load_state_dict(weights)
+        metrics = json.loads(files[METRICS_FILE])
+        calibration = None
+        if CALIBRATION_FILE in files:  # a partial file is not listed
+            text = files[CALIBRATION_FILE].decode()
+            calibration = Calibration.parse(text, vocabulary, f"{where}/{CALIBRATION_FILE}")
+    except (ValueError, KeyError, RuntimeError, SafetensorError, SigrlError) as error:
+        raise CheckpointError(f"{where}: cannot be loaded ({error}); train again or copy the folder again") from error
+    return Checkpoint(
+        uri=where, model=model.eval(), config=config, metrics=metrics, calibration=calibration, sha256=read.sha256
+    )
 
 
 def load_weights(folder: Path, model: SigRLModel) -> None:
@@ -203,17 +221,17 @@ def load_weights(folder: Path, model: SigRLModel) -> None:
     Raises:
         CheckpointError: a file is missing, altered, or of another model.
     """
-    _verify(str(folder), folder)
+    read = _read_files(str(folder))
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        model.load_state_dict(load(read.files[WEIGHTS_FILE]))
+    except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded ({error}); choose a new --out") from error
 
 
 def load_clip(folder: str | Path) -> Backbone:
     """Loads and verifies a CLIP folder that `save_clip` wrote."""
-    _verify(str(folder), Path(folder))
-    return load_backbone_folder(Path(folder), BackboneConfig(frozen_blocks=10**6))
+    read = _read_files(str(folder))
+    return backbone_from_files(read.where, read.files, BackboneConfig(frozen_blocks=10**6))
 
 
 def checkpoint_version(uri: str) -> str:
@@ -248,37 +266,56 @@ def _is_training(uri: str) -> bool:
     )
 
 
-def _verify(where: str, folder: Path) -> tuple[CheckpointKind, dict[str, str]]:
-    """Returns the kind of a checkpoint and the hashes of its files, after all of them were checked."""
+class _CheckpointFiles(NamedTuple):
+    """The files of a checkpoint, as they were read.
+
+    Attributes:
+        where: the folder.
+        sha256: hash of the manifest file.
+        manifest: its content.
+        files: name -> content of every file in the manifest.
+    """
+
+    where: str
+    sha256: str
+    manifest: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def _read_files(where: str, expected: Pinned | None = None) -> _CheckpointFiles:
+    """Reads every file of a checkpoint once, and checks the very bytes that it returns.
+
+    Raises:
+        CheckpointError: not a checkpoint, another one than `expected`, or a file is missing or altered.
+    """
+    text = _read_if_exists(storage.join(where, MANIFEST)) or b""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        kind, files, version = manifest["kind"], dict(manifest["files"]), manifest["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = json.loads(text)
+        kind, hashes, version = manifest["kind"], dict(manifest["files"]), manifest["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}/{MANIFEST}: not the manifest of a checkpoint ({error!r})") from error
-    if kind not in ("sigrl", "clip"):
+    if kind not in get_args(CheckpointKind):
         raise CheckpointError(f"{where}: holds {kind!r}, expected a checkpoint; give the --out of train.py")
     if version != SCHEMA_VERSION:
         raise CheckpointError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; train again")
-    for name, expected in {WEIGHTS_FILE: "nothing", DESCRIPTION_FILE: "nothing", **files}.items():
-        path = folder / name
-        actual = sha256_of(path.read_bytes()) if path.is_file() else "missing"
-        if actual != expected:
+    if expected is not None:
+        expected.check(where, "model", sha256_of(text), CheckpointError)
+    files: dict[str, bytes] = {}
+    for name, sha256 in {WEIGHTS_FILE: "nothing", DESCRIPTION_FILE: "nothing", **hashes}.items():
+        data = _read_if_exists(storage.join(where, name))
+        actual = "missing" if data is None else sha256_of(data)
+        if data is None or actual != sha256:
             raise CheckpointError(
-                f"{where}/{name}: sha256 is {actual[:12]}, the manifest says {expected[:12]}; copy the folder again"
+                f"{where}/{name}: sha256 is {actual[:12]}, the manifest says {sha256[:12]}; copy the folder again"
             )
-    return kind, files
+        files[name] = data
+    return _CheckpointFiles(where, sha256_of(text), manifest, files)
 
 
-@contextmanager
-def _local_copy(uri: str) -> Iterator[tuple[str, Path]]:
-    """Yields the location and a local folder with its files, which is temporary for a remote checkpoint."""
-    filesystem, path = storage.filesystem_for(uri)
-    if filesystem.type_name == "local":
-        yield uri, Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for file in storage.list_files(uri):
-            target = Path(folder) / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(storage.read_bytes(storage.join(uri, file.path)))
-        yield uri, Path(folder)
+def _read_if_exists(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise

@@ -24,7 +24,7 @@ from sigrl_core.data import images
 from sigrl_core.data.shards import QUARANTINE_SCHEMA, SCHEMA_VERSION, ShardFolder, feature_schema
 from sigrl_core.errors import CheckpointError, ShardError
 from sigrl_core.io import storage
-from sigrl_core.io.checksums import sha256_of, with_checksum
+from sigrl_core.io.checksums import Pinned, sha256_of, with_checksum
 from sigrl_core.io.parquet import to_parquet
 from sigrl_core.io.resumable_job import Partition, ResumableJob, plan_partitions
 from sigrl_core.model.backbone import Backbone, load_backbone, with_absolute_path
@@ -57,9 +57,9 @@ def cache_features(config: CacheFeaturesConfig, resources: Resources | None = No
     job = ResumableJob(storage.absolute(config.out), upgrade_plan=upgrade_plan("cache_features"))
     if source.kind != "shards":
         raise ShardError(f"{source.uri}: holds features already; give the shards that preprocess.py wrote")
-    load = partial(
-        _backbone, config.checkpoint and storage.absolute(config.checkpoint), with_absolute_path(config.backbone)
-    )
+    checkpoint = config.checkpoint and storage.absolute(config.checkpoint)
+    backbone_config = with_absolute_path(config.backbone)
+    load, where = partial(_backbone, checkpoint, backbone_config), checkpoint or backbone_config.pretrained
     backbone = load()
     size = backbone.image_size
     tokens_NW = backbone.forward_frozen(torch.zeros(1, size, size, 3, dtype=torch.uint8))[0]
@@ -85,7 +85,7 @@ def cache_features(config: CacheFeaturesConfig, resources: Resources | None = No
         run_partitions(
             job,
             parts,
-            partial(_make_work, load, job, source, device_of(resources.gpus_per_worker)),
+            partial(_make_work, load, where, job, source, device_of(resources.gpus_per_worker)),
             lease,
             label="cache features",
             resources=resources,
@@ -111,22 +111,20 @@ def _plan_shards(source: ShardFolder, rows_per_shard: int) -> list[Partition]:
 # ---- in a worker ----
 
 
-def _make_work(load: Callable[[], Backbone], job: ResumableJob, source: ShardFolder, device: str) -> Work:
-    return _Encoder(load(), job, source, device).encode_partition
+def _make_work(load: Callable[[], Backbone], where: str, job: ResumableJob, source: ShardFolder, device: str) -> Work:
+    return _Encoder(load(), where, job, source, device).encode_partition
 
 
 class _Encoder:
     """One worker's backbone. It keeps the latest shard, because the next partition is usually of the same shard."""
 
-    def __init__(self, backbone: Backbone, job: ResumableJob, source: ShardFolder, device: str) -> None:
+    def __init__(self, backbone: Backbone, where: str, job: ResumableJob, source: ShardFolder, device: str) -> None:
         self.device = torch.device(device)
         self.backbone, self.job, self.source = backbone.to(self.device), job, source
         plan = job.plan()
-        if (sha256 := backbone.frozen_sha256()) != (expected := plan["frozen_sha256"]):
-            raise CheckpointError(
-                f"{job.out}: the frozen blocks of this worker's backbone have hash {sha256[:8]}, those of the driver "
-                f"{expected[:8]}; give weights that are the same on every machine, not random ones"
-            )
+        other_step = "choose another --out; weights must be the same on every machine, so not random ones"
+        planned = Pinned(plan["frozen_sha256"], f"the plan of {job.out}", other_step)
+        planned.check(where, "frozen blocks", backbone.frozen_sha256(), CheckpointError)
         self.schema = feature_schema(plan["tokens"], plan["width"])
         self.stops = list(accumulate(source.shard_rows))
         self.shard, self.table = -1, pa.table({})

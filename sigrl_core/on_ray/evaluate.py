@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,18 +19,22 @@ from sigrl_core.errors import SigrlError
 from sigrl_core.evaluation.evaluator import Evaluator, ScoredBatch
 from sigrl_core.evaluation.inputs import BATCH_SIZE
 from sigrl_core.io import storage
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.on_ray.session import connect, device_of
 
 BATCHES_PER_CALL = 4
 MAX_RESTARTS = 3
 
 
-def score_on_workers(config: EvaluateConfig, num_rows: int, resources: Resources) -> Iterator[ScoredBatch]:
+def score_on_workers(
+    config: EvaluateConfig, evaluator: Evaluator, dataset: ShardDataset, resources: Resources
+) -> Iterator[ScoredBatch]:
     """Yields the scores of every image once, in order, in the same batches for any number of workers.
 
     Args:
         config: the checkpoints and the images.
-        num_rows: number of images of `Evaluator.open_images`.
+        evaluator: the checkpoints as this process loaded them; the workers must find the same ones.
+        dataset: `evaluator.open_images`.
         resources: the workers, each of which loads the checkpoints; one if `num_workers` is None. A lost worker is
             replaced.
 
@@ -44,7 +48,10 @@ def score_on_workers(config: EvaluateConfig, num_rows: int, resources: Resources
         data=storage.absolute(config.data),
         compare=tuple(f"{name}={storage.absolute(uri)}" for name, uri in config.compared_checkpoints.items()),
     )
-    chunk_size = BATCH_SIZE * BATCHES_PER_CALL
+    owner, again = "the driver of this evaluation", "run the command again"
+    checkpoints = {name: Pinned(sha256, owner, again) for name, sha256 in evaluator.hashes.items()}
+    shards = Pinned(dataset.folder.manifest["sha256"], owner, again)
+    num_rows, chunk_size = len(dataset), BATCH_SIZE * BATCHES_PER_CALL
     chunks = [np.arange(start, min(start + chunk_size, num_rows)) for start in range(0, num_rows, chunk_size)]
     connect()
     remote: Any = ray.remote(
@@ -54,7 +61,12 @@ def score_on_workers(config: EvaluateConfig, num_rows: int, resources: Resources
         max_task_retries=MAX_RESTARTS,
     )(_Scorer)
     device = device_of(resources.gpus_per_worker)
-    pool = ActorPool([remote.remote(config, device) for _ in range(min(resources.num_workers or 1, len(chunks)))])
+    pool = ActorPool(
+        [
+            remote.remote(config, device, checkpoints, shards)
+            for _ in range(min(resources.num_workers or 1, len(chunks)))
+        ]
+    )
     try:
         for batches in pool.map(lambda worker, indices: worker.score.remote(indices), chunks):
             yield from batches
@@ -65,13 +77,13 @@ def score_on_workers(config: EvaluateConfig, num_rows: int, resources: Resources
 
 
 class _Scorer:
-    def __init__(self, config: EvaluateConfig, device: str) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: EvaluateConfig, device: str, checkpoints: Mapping[str, Pinned], shards: Pinned) -> None:
+        self.config, self.device, self.checkpoints, self.shards = config, device, checkpoints, shards
 
     @cached_property  # not in the constructor: Ray reports only the text of an error there
     def loaded(self) -> tuple[Evaluator, ShardDataset]:
-        evaluator = Evaluator.load(self.config, self.device)
-        return evaluator, evaluator.open_images(ShardFolder.open(self.config.data))
+        evaluator = Evaluator.load(self.config, self.device, self.checkpoints)
+        return evaluator, evaluator.open_images(ShardFolder.open(self.config.data, self.shards))
 
     def score(self, indices: np.ndarray) -> list[ScoredBatch]:
         evaluator, dataset = self.loaded

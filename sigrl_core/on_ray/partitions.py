@@ -128,12 +128,19 @@ class _Worker:
     """The actor of Ray Data that processes partitions, one row of a table each."""
 
     def __init__(self, make_work: Callable[[], Work], job: ResumableJob, kind: type[Partition]) -> None:
-        self.work, self.job, self.kind = make_work(), job, kind
+        self.job, self.kind = job, kind
+        self.load_error: SigrlError | None = None
+        try:
+            self.work = make_work()
+        except SigrlError as caught:  # returned for the first partition, see below
+            self.load_error = caught
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         part = self.kind(**batch.to_pylist()[0])
         error, record = b"", {}
         try:
+            if self.load_error is not None:
+                raise self.load_error
             if not self.job.is_committed(part):  # Ray runs a partition again if it loses the result
                 started = time.time()
                 record = with_retries(self.work)(part)  # storage retries single reads, but not files read in pieces

@@ -37,12 +37,12 @@ from sigrl_core.inference.batch import LISTING, STAGING, DecodedBatch, Partition
 from sigrl_core.inference.ranges import KeyRange, list_keys, plan_ranges, staged_ranges
 from sigrl_core.inference.tagger import Tagger
 from sigrl_core.io import storage
-from sigrl_core.io.checksums import sha256_of, with_checksum
+from sigrl_core.io.checksums import Pinned, with_checksum
 from sigrl_core.io.resumable_job import ResumableJob
 from sigrl_core.io.retry import with_retries
-from sigrl_core.labels.embeddings import load_embeddings
+from sigrl_core.labels.embeddings import embeddings_sha256, load_embeddings
 from sigrl_core.labels.vocabulary import Vocabulary
-from sigrl_core.model.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
+from sigrl_core.model.checkpoint import Checkpoint, load_checkpoint
 from sigrl_core.model.coefficients import resolve_implementation
 from sigrl_core.on_ray.partitions import run_partitions
 from sigrl_core.on_ray.session import connect, device_of
@@ -61,6 +61,7 @@ def tag(
     retry_failed: bool = False,
     price_per_hour: float | None = None,
     vocabulary: Vocabulary | None = None,
+    expected: Pinned | None = None,
 ) -> dict[str, Any]:
     """Tags every key under a folder, resumes an interrupted run, or tags what is new since; returns the manifest.
 
@@ -72,9 +73,11 @@ def tag(
         retry_failed: tags images again that were unreachable.
         price_per_hour: price of all machines together, for the page.
         vocabulary: replaces the labels of `config.vocabulary`.
+        expected: hash that the checkpoint must have; None takes any.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded, or not be used with these options.
+        CheckpointError: the checkpoint cannot be loaded, is not the one that was planned, or cannot be used with these
+            options.
         VocabularyError: the label list cannot be used.
         CorpusError: the images cannot be listed.
         StorageError: `config.out` cannot be written, or contains another run.
@@ -82,7 +85,7 @@ def tag(
     config, resources = _absolute(config), resources or Resources()
     num_workers = resources.num_workers or 1
     device = device_of(resources.gpus_per_worker)
-    task, job, plan = _open(config, device, vocabulary)
+    task, job, plan = _open(config, device, vocabulary, expected)
     started = time.monotonic()
     with job.locked(plan) as lease:
         parts = _plan_parts(config, job, job.path(LISTING), list_keys(config))
@@ -160,10 +163,10 @@ def _copy_first(rows: Iterable[ListedImage], copy: list[ListedImage], max_rows: 
 
 
 def _open(
-    config: TagConfig, device: str, vocabulary: Vocabulary | None = None
+    config: TagConfig, device: str, vocabulary: Vocabulary | None = None, expected: Pinned | None = None
 ) -> tuple[TaggingTask, ResumableJob, dict[str, Any]]:
     """Returns the task, the job of the output folder, and its plan; refuses a folder with another plan."""
-    checkpoint = load_checkpoint(config.checkpoint)
+    checkpoint = load_checkpoint(config.checkpoint, expected)
     task = _task(config, checkpoint, vocabulary)
     if checkpoint.config.reconstruction.enabled:
         section, bf16 = checkpoint.config.reconstruction, config.precision == "bf16"
@@ -192,7 +195,7 @@ def _plan(config: TagConfig, task: TaggingTask) -> dict[str, Any]:
         **{name: getattr(config, name) for name in names},
         "model": task.model_hash,
         "vocabulary": task.vocabulary.hash,
-        "label_embeddings": None if embeddings_CE is None else sha256_of(embeddings_CE.tobytes()),
+        "label_embeddings": None if embeddings_CE is None else embeddings_sha256(embeddings_CE),
     }
 
 
@@ -206,8 +209,7 @@ def _task(config: TagConfig, checkpoint: Checkpoint, vocabulary: Vocabulary | No
         _ = tagger.calibration
     if embeddings_CE is not None or checkpoint.model.embeddings_VE is not None:
         tagger.encode_labels(vocabulary, embeddings_CE)
-    model = checkpoint_version(checkpoint.uri)
-    return TaggingTask(vocabulary, embeddings_CE, model, checkpoint.model.backbone.dim)
+    return TaggingTask(vocabulary, embeddings_CE, checkpoint.sha256, checkpoint.model.backbone.dim)
 
 
 def _plan_parts(config: TagConfig, job: ResumableJob, where: str | None, listing: Listing) -> list[KeyRange]:
@@ -259,12 +261,15 @@ def _connect(num_workers: int, cpus_per_worker: float, decode_tasks: int) -> Non
         )
 
 
-def _worker(config: TagConfig, device: str, decode_tasks: int = 0, **arguments: Any) -> PartitionTagger:
-    """Loads the model in a worker; `arguments` are those of `PartitionTagger`."""
-    tagger = Tagger.load(config.checkpoint, device, config.local_candidates, config.precision)
+def _worker(
+    config: TagConfig, device: str, task: TaggingTask, decode_tasks: int = 0, **arguments: Any
+) -> PartitionTagger:
+    """Loads the planned model in a worker; `arguments` are those of `PartitionTagger`."""
+    planned = Pinned(task.model_hash, f"the plan of {config.out}")
+    tagger = Tagger.load(config.checkpoint, device, config.local_candidates, config.precision, planned)
     size = tagger.model.backbone.image_size
     load = partial(_load_by_tasks, config, size, decode_tasks) if decode_tasks else None
-    return PartitionTagger(tagger, config=config, load_images=load, **arguments)
+    return PartitionTagger(tagger, task, config, load_images=load, **arguments)
 
 
 def _load_by_tasks(config: TagConfig, size: int, in_flight: int, rows: Sequence[ListedImage]) -> Iterator[DecodedBatch]:

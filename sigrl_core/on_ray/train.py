@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sigrl_core.data.dataset import RankShard, num_steps
 from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import ConfigError, NotFiniteError, PreemptedError, SigrlError
 from sigrl_core.io import storage
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.io.resumable_job import MANIFEST
 from sigrl_core.io.retry import is_transient
 from sigrl_core.model.backbone import load_backbone
@@ -39,8 +40,8 @@ from sigrl_core.model.checkpoint import publish_checkpoint
 from sigrl_core.on_ray.progress import Progress, watched
 from sigrl_core.on_ray.session import connect, device_of
 from sigrl_core.training.distributed import all_gather_objects
-from sigrl_core.training.folder import flatten, is_started, write_manifest, write_plan
-from sigrl_core.training.inputs import check_data, resolve_files
+from sigrl_core.training.folder import flatten, is_started, planned_backbone, write_manifest, write_plan
+from sigrl_core.training.inputs import backbone_hash, check_data, pinned_inputs, resolve_files
 from sigrl_core.training.mlflow import MlflowRun
 from sigrl_core.training.optim import describe_parameter_groups
 from sigrl_core.training.run_log import RunLog, read_metrics
@@ -61,6 +62,7 @@ def train(
     held_out: Sequence[str] = (),
     objective: str = "map",
     callbacks: Sequence[UserCallback] = (),
+    expected: Mapping[str, Pinned] | None = None,
 ) -> str:
     """Starts a training or resumes it; does nothing if it is finished.
 
@@ -74,6 +76,7 @@ def train(
         held_out: labels that are treated as unseen, see `Trainer`.
         objective: the mAP that selects the best epoch, see `Trainer`.
         callbacks: callbacks of Ray Train, called after every epoch.
+        expected: the hashes that the inputs must have, see `pinned_inputs`; None takes the inputs as they are now.
 
     Returns:
         Path of the checkpoint.
@@ -99,6 +102,7 @@ def train(
         "data": data,
         "data_sha256": folder.manifest["sha256"],
         "validation": validation,
+        **({"validation_sha256": validation_folder.manifest["sha256"]} if validation else {}),
         **({"held_out": list(held_out), "objective": objective} if held_out else {}),
     }
     is_resumed = is_started(out, plan)
@@ -109,6 +113,7 @@ def train(
     backbone = load_backbone(config.backbone)  # before the workers start: reports errors early, downloads weights once
     for each in {each.uri: each for each in (folder, validation_folder)}.values():
         each.check_features(backbone.frozen_sha256, "--backbone")
+    plan |= planned_backbone(out) if is_resumed else backbone_hash(config, backbone)
     if not is_resumed:
         write_plan(out, plan)
     mlflow_run = MlflowRun.start_or_resume(scale.mlflow, out, flatten(plan["config"])) if scale.mlflow else None
@@ -123,6 +128,7 @@ def train(
                 "validation": validation,
                 "held_out": held_out,
                 "objective": objective,
+                "expected": expected or pinned_inputs(plan, out),
                 "out": out,
                 "scale": scale,
                 "device": device,
@@ -280,6 +286,7 @@ def _make_trainer(setup: dict[str, Any]) -> Trainer:
         max(0, decoders),
         setup["held_out"],
         setup["objective"],
+        setup["expected"],
     )
     if (earlier := ray.train.get_checkpoint()) is not None:
         with earlier.as_directory() as saved:

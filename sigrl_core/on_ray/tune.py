@@ -37,10 +37,10 @@ from sigrl_core.io.resumable_job import ResumableJob
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.checkpoint import publish_checkpoint
 from sigrl_core.on_ray.tune_scheduler import Scheduler, restore_scheduler
-from sigrl_core.on_ray.tune_trial import TrialSetup, failure_reason, max_trials, run_trial
+from sigrl_core.on_ray.tune_trial import TrialSetup, max_trials, read_failure, run_trial
 from sigrl_core.search.space import SearchSpace
 from sigrl_core.search.study import Study, Trial, check_grace_period, choose_held_out_labels, load_warm_start
-from sigrl_core.training.inputs import check_data, resolve_files
+from sigrl_core.training.inputs import backbone_hash, check_data, pinned_inputs, resolve_files
 from sigrl_core.training.run_log import read_metrics
 from sigrl_core.training.state import MONITOR, Metrics
 from sigrl_core.training.trainer import open_datasets
@@ -86,7 +86,7 @@ def search(
     folder = ShardFolder.open(data)
     base, hashes = resolve_files(base, folder.vocabulary)
     held_out = [] if config.objective == "map" else choose_held_out_labels(folder.vocabulary, config.held_out)
-    _check(base, folder, validation, held_out)
+    added = _check(base, folder, validation, held_out)
     plan = {
         "kind": "search",
         **{name: value for name, value in asdict(config).items() if name != "trials"},
@@ -98,9 +98,10 @@ def search(
         "data_sha256": folder.manifest["sha256"],
         "validation": validation,
         "held_out_labels": held_out,
+        **added,
     }
     warm_start = load_warm_start(config.warm_start, space, base, config.objective)
-    job = ResumableJob(out, upgrade_plan=upgrade_plan("tune"))
+    job = ResumableJob(out, upgrade_plan=upgrade_plan("tune", added))
     with job.locked(plan):
         study = Study(job=job, config=config, base=base, space=space, warm_start=warm_start)
         study.load()
@@ -116,6 +117,7 @@ def search(
                 held_out=held_out,
                 objective=config.objective,
                 resources=resources,
+                expected=pinned_inputs(plan, out),
             )
             _run(study, setup, concurrent)
         if (best := study.best) is None:
@@ -128,11 +130,16 @@ def search(
     return study
 
 
-def _check(base: RunConfig, folder: ShardFolder, validation: str | None, held_out: list[str]) -> None:
-    """Checks that trials can run on these data, and that the objective can be measured."""
+def _check(base: RunConfig, folder: ShardFolder, validation: str | None, held_out: list[str]) -> dict[str, str]:
+    """Checks that trials can run on these data, and that the objective can be measured.
+
+    Returns:
+        The hashes of backbone and validation shards, for the plan.
+    """
     _, rows = open_datasets(folder, validation)
     check_data(base, folder, rows.folder)
-    folder.check_features(load_backbone(base.backbone).frozen_sha256, "--backbone")
+    backbone = load_backbone(base.backbone)
+    folder.check_features(backbone.frozen_sha256, "--backbone")
     shown = np.zeros(len(folder.vocabulary), bool)
     for states_NC in rows.label_states():
         shown |= (states_NC == PRESENT).any(0)
@@ -143,6 +150,7 @@ def _check(base: RunConfig, folder: ShardFolder, validation: str | None, held_ou
                 f"{rows.folder.uri}: none of its {len(rows)} validation images shows a label that is {kind}, so the "
                 "objective cannot be measured; run preprocess.py with a larger --validation-fraction"
             )
+    return backbone_hash(base, backbone) | ({"validation_sha256": rows.folder.manifest["sha256"]} if validation else {})
 
 
 # ---- on the driver ----
@@ -169,12 +177,13 @@ def _run(study: Study, setup: TrialSetup, concurrent: int) -> None:
         tempfile.TemporaryDirectory() as scratch,
         progress_line("tune", total, done=total - len(pending), unit="trials") as advance,
     ):
+        proposals = _Proposals(study, scheduler, results, advance)
         tuner = tune.Tuner(
             tune.with_resources(partial(run_trial, setup), trial_resources),
             tune_config=tune.TuneConfig(
                 num_samples=len(pending),
                 max_concurrent_trials=concurrent,
-                search_alg=_Proposals(study, scheduler, results, advance),
+                search_alg=proposals,
                 scheduler=scheduler,
                 reuse_actors=not has_workers,  # importing torch takes seconds
             ),
@@ -187,6 +196,8 @@ def _run(study: Study, setup: TrialSetup, concurrent: int) -> None:
             ),
         )
         tuner.fit()
+    if proposals.stopped_by:
+        raise StorageError(proposals.stopped_by)
     for trial in study.ended:
         storage.remove(study.path(trial.number, "state"))
 
@@ -215,6 +226,8 @@ class _Proposals(Searcher):
         self.study, self.scheduler, self.results, self.advance = study, scheduler, results, advance
         self.pending = study.pending()
         self.running: dict[str, tuple[int, float]] = {}
+        self.stopped_by = ""
+        """Why the search stops before its last trial."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         while self.pending:
@@ -229,7 +242,11 @@ class _Proposals(Searcher):
         number, started = self.running.pop(trial_id)
         results = self.results.by_trial.pop(trial_id, [])
         epochs = [result[MONITOR] for result in results]
-        reason = failure_reason(self.study.path(number), error)
+        failure = read_failure(self.study.path(number), error)
+        if failure is not None and failure.stops_search:  # not recorded, so that the same command runs it again
+            self.stopped_by, self.pending = failure.reason, []
+            return
+        reason = failure.reason if failure else ""
         stopped = isinstance(self.scheduler, Scheduler) and trial_id in self.scheduler.stopped
         state = "failed" if reason else "stopped" if stopped else "complete"
         checkpoint, workers_state = self.study.path(number, "checkpoint"), self.study.path(number, "state")

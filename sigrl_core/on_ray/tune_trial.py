@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -13,8 +14,9 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from sigrl_core.config import Resources, ScaleConfig
-from sigrl_core.errors import ConfigError, explain
+from sigrl_core.errors import ConfigError, PreemptedError, SigrlError, causes_of, explain
 from sigrl_core.io import storage
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.model.checkpoint import publish_checkpoint
 from sigrl_core.on_ray.session import connect, device_of, num_cpus
 from sigrl_core.on_ray.train import train
@@ -61,6 +63,8 @@ class TrialSetup:
     held_out: list[str]
     objective: str
     resources: Resources
+    expected: Mapping[str, Pinned]
+    """The hashes that the inputs must have, see `training.inputs.pinned_inputs`."""
 
 
 FAILED = ".failed.json"
@@ -88,7 +92,13 @@ def run_trial(setup: TrialSetup, proposed: dict[str, Any]) -> None:
     except Exception as error:
         first_line = str(error).strip().partition("\n")[0]
         reason = explain(error) or f"{type(error).__name__}: {first_line}"
-        storage.write_json(out + FAILED, {"reason": reason})
+        storage.write_json(out + FAILED, {"reason": reason, "stops_search": _stops_search(error)})
+
+
+def _stops_search(error: BaseException) -> bool:
+    """Returns whether the cause is an input that was replaced, a disk or a store, and thus not the configuration."""
+    causes = [cause for cause in causes_of(error) if isinstance(cause, SigrlError)]
+    return bool(causes) and not isinstance(causes[0], ConfigError | PreemptedError)
 
 
 def _train_in_process(setup: TrialSetup, trial: Trial, out: str) -> None:
@@ -102,6 +112,7 @@ def _train_in_process(setup: TrialSetup, trial: Trial, out: str) -> None:
         decoders=max(0, int(resources.cpus_per_worker) - 1),
         held_out=setup.held_out,
         objective=setup.objective,
+        expected=setup.expected,
     )
     log = RunLog(out, 0)
 
@@ -128,11 +139,19 @@ def _train_on_workers(setup: TrialSetup, trial: Trial, out: str) -> None:
         held_out=setup.held_out,
         objective=setup.objective,
         callbacks=[TuneReportCallback()],
+        expected=setup.expected,
     )
 
 
-def failure_reason(folder: str, is_lost: bool) -> str:
-    """Returns why a trial failed; an empty text if it did not.
+class Failure(NamedTuple):
+    """Why a trial failed, and whether the search stops: the same trial may succeed when its cause is removed."""
+
+    reason: str
+    stops_search: bool = False
+
+
+def read_failure(folder: str, is_lost: bool) -> Failure | None:
+    """Returns why a trial failed; None if it did not.
 
     Args:
         folder: the trial's folder.
@@ -140,5 +159,5 @@ def failure_reason(folder: str, is_lost: bool) -> str:
     """
     where = folder + FAILED
     if storage.exists(where):
-        return storage.read_json(where)["reason"]
-    return "its process ended twice without a word: killed, or out of memory" if is_lost else ""
+        return Failure(**storage.read_json(where))
+    return Failure("its process ended twice without a word: killed, or out of memory") if is_lost else None

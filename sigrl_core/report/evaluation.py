@@ -41,13 +41,13 @@ JUDGEMENTS = {PRESENT: ("right", "✓"), ABSENT: ("wrong", "✗"), UNKNOWN: ("un
 
 
 def evaluate_to_report(
-    config: EvaluateConfig, score: Callable[[int], Iterable[ScoredBatch]] | None = None
+    config: EvaluateConfig, score: Callable[[Evaluator, ShardDataset], Iterable[ScoredBatch]] | None = None
 ) -> dict[str, Any]:
     """Evaluates a checkpoint, writes report.html and then metrics.json, and returns the metrics.
 
     Args:
         config: checkpoints, data and output folder.
-        score: called with the number of all images; scores them in other processes and yields batches in order. None
+        score: scores all images with the evaluator's checkpoints in other processes and yields batches in order. None
             scores them in this process.
 
     Raises:
@@ -57,7 +57,7 @@ def evaluate_to_report(
     folder, evaluator = ShardFolder.open(config.data), Evaluator.load(config)
     dataset = evaluator.open_images(folder)
     with progress_line("evaluate", len(dataset), unit="images") as advance:
-        batches = score(len(dataset)) if score else evaluator.score(dataset)
+        batches = score(evaluator, dataset) if score else evaluator.score(dataset)
         evaluation = evaluate(evaluator, folder, advance, batches)
     tagger = evaluator.tagger
     storage.make_folder(config.out)

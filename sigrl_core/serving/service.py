@@ -38,9 +38,12 @@ class LoadedModel(NamedTuple):
     """One version of a checkpoint in memory."""
 
     name: str
-    version: str
-    """Hash of its manifest, which covers all of its files."""
     tagger: Tagger
+
+    @property
+    def version(self) -> str:
+        """Hash of the checkpoint that was loaded, see `Checkpoint.sha256`."""
+        return self.tagger.checkpoint.sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,7 @@ class Service:
                         continue  # loaded at its first use
                     if name in models and models[name].version == version and uri == self.config.checkpoints.get(name):
                         continue
-                    models[name] = self._load(name, uri, version, config)
+                    models[name] = self._load(name, uri, config)
                     changed.append(name)
                 except (SigrlError, OSError) as error:
                     if strict or DEFAULT_MODEL not in models:
@@ -119,10 +122,10 @@ class Service:
             self.config, self.models = config, models
             return changed
 
-    def _load(self, name: str, uri: str, version: str, config: ServeConfig) -> LoadedModel:
+    def _load(self, name: str, uri: str, config: ServeConfig) -> LoadedModel:
         tagger = Tagger.load(uri, self.device, precision=config.precision)
         tagger.encode_labels(tagger.vocabulary)
-        return LoadedModel(name, version, tagger)
+        return LoadedModel(name, tagger)
 
     def model(self, name: str | None) -> LoadedModel:
         """Returns a model, which it loads if necessary; None is the default model.
@@ -142,7 +145,7 @@ class Service:
                 names = ", ".join(sorted(self.config.checkpoints))
                 raise NotFoundError(f"model: no model of that name; expected one of {names}")
             try:
-                model = self._load(name, uri, checkpoint_version(uri), self.config)
+                model = self._load(name, uri, self.config)
             except (SigrlError, OSError) as error:
                 logger.warning("model %s cannot be loaded: %s", name, error)
                 raise ModelUnavailableError(f"model: {name} cannot be loaded now; retry later") from error

@@ -27,6 +27,9 @@ from sigrl_core.training.run_log import read_metrics
 
 OLD_PLAN = "run.json"
 """Name of the plan in version 0.1.0."""
+ADDED_KEYS = ("validation_sha256",)
+"""Keys that version 0.1.0 did not write; a plan without them is compared without them."""
+BACKBONE = "backbone_sha256"
 SHARDS = "shards"
 """Sub-folder of OUT that may exist before the training starts: shards that were made for it."""
 
@@ -38,6 +41,8 @@ def is_started(out: str, plan: dict[str, Any]) -> bool:
         ConfigError: it contains another training, or other files.
     """
     if (stored := _read_plan(out)) is not None:
+        stored.pop(BACKBONE, None)  # see `planned_backbone`
+        stored = {key: plan[key] for key in ADDED_KEYS if key in plan} | stored
         if stored == plan:
             return True
         differing = sorted(flatten(stored).items() ^ flatten(plan).items())[0][0]
@@ -47,6 +52,15 @@ def is_started(out: str, plan: dict[str, Any]) -> bool:
     if storage.exists(out) and any(not file.path.startswith(f"{SHARDS}/") for file in storage.walk(out)):
         raise ConfigError(f"{out}: holds files of something else (no {PLAN} of a training); choose another --out")
     return False
+
+
+def planned_backbone(out: str) -> dict[str, str]:
+    """Returns the hash of the weights that the training in a folder started from; empty if none was recorded.
+
+    It is no part of the comparison of plans, because a finished training does not load these weights again.
+    """
+    plan = _read_plan(out) or {}
+    return {BACKBONE: plan[BACKBONE]} if BACKBONE in plan else {}
 
 
 def write_plan(out: str, plan: dict[str, Any]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from sigrl_core.config import RunConfig
 from sigrl_core.data.shards import ShardFolder
 from sigrl_core.errors import ConfigError, ShardError
 from sigrl_core.io import storage
-from sigrl_core.io.checksums import sha256_of
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.labels.edges import LabelEdges
-from sigrl_core.labels.embeddings import load_embeddings
+from sigrl_core.labels.embeddings import embeddings_sha256, load_embeddings
 from sigrl_core.labels.vocabulary import Vocabulary
-from sigrl_core.model.backbone import with_absolute_path
+from sigrl_core.model.backbone import Backbone, with_absolute_path
 from sigrl_core.training.losses import get_loss
 
 
@@ -33,10 +36,26 @@ def resolve_files(config: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig,
         config = replace(config, graph=replace(config.graph, edges=uri))
     if (uri := config.backbone.label_embeddings) is not None:
         uri = storage.absolute(uri)
-        embeddings_CE = load_embeddings(uri, vocabulary)
-        hashes["label_embeddings_sha256"] = sha256_of(embeddings_CE.tobytes())
+        hashes["label_embeddings_sha256"] = embeddings_sha256(load_embeddings(uri, vocabulary))
         config = replace(config, backbone=replace(config.backbone, label_embeddings=uri))
     return config, hashes
+
+
+def backbone_hash(config: RunConfig, backbone: Backbone) -> dict[str, str]:
+    """Returns `backbone_sha256` of weights that were loaded from a disk.
+
+    Weights with a public name need none. Random weights depend on the seed, and the driver's differ from the workers'.
+    """
+    return {"backbone_sha256": backbone.weights_sha256()} if Path(config.backbone.pretrained).exists() else {}
+
+
+def pinned_inputs(plan: Mapping[str, Any], out: str) -> dict[str, Pinned]:
+    """Returns the hashes in the plan of a training or search, by key, such as `data_sha256`.
+
+    Workers get them together with the paths, and check what they read.
+    """
+    hashes = {key: value for key, value in plan.items() if key.endswith("_sha256") and value is not None}
+    return {key: Pinned(sha256, f"the plan of {out}") for key, sha256 in hashes.items()}
 
 
 def check_data(config: RunConfig, folder: ShardFolder, validation: ShardFolder) -> None:

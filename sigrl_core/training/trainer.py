@@ -6,7 +6,7 @@ It reads files but does not use Ray: train.py runs it in Ray Train's workers, a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,9 @@ from sigrl_core.data.dataset import (
 )
 from sigrl_core.data.shards import ShardFolder
 from sigrl_core.data.transforms import Augmentation, Decoders
+from sigrl_core.errors import CheckpointError
 from sigrl_core.inference.heat_map import draw, heat_map
+from sigrl_core.io.checksums import Pinned
 from sigrl_core.labels.edges import LabelEdges
 from sigrl_core.labels.embeddings import load_embeddings
 from sigrl_core.labels.vocabulary import Vocabulary
@@ -69,6 +71,10 @@ class Trainer:
             are unseen already are then not scored at all, so that a selection by validation does not depend on them.
         objective: the question whose mAP chooses the best epoch: `map`, of the labels trained on, or with labels held
             out `zsl.map`, of these alone, or `gzsl.map`, of both.
+        expected: the hashes that the inputs must have, see `inputs.pinned_inputs`.
+
+    Raises:
+        SigrlError: an input cannot be used, or is another one than expected.
     """
 
     def __init__(
@@ -81,12 +87,14 @@ class Trainer:
         decoders: int = 0,
         held_out: Sequence[str] = (),
         objective: str = "map",
+        expected: Mapping[str, Pinned] | None = None,
     ) -> None:
+        expected = expected or {}
         self.config, self.objective, rank_shard = config, objective, rank_shard or RankShard()
-        folder = ShardFolder.open(data).with_unseen(held_out)
+        folder = ShardFolder.open(data, expected.get("data_sha256")).with_unseen(held_out)
         vocabulary, self.seen = folder.vocabulary, folder.vocabulary.positions("seen")
-        training_rows, validation_rows = open_datasets(folder, validation)
-        model = _start_model(config, training_rows, validation_rows).to(device)
+        training_rows, validation_rows = open_datasets(folder, validation, expected.get("validation_sha256"))
+        model = _start_model(config, training_rows, validation_rows, expected).to(device)
         pool = Decoders(decoders) if decoders else None
         self.training, self.validation = (
             _BatchSource(rows, model, config, rank_shard, pool) for rows in (training_rows, validation_rows)
@@ -173,27 +181,40 @@ class Trainer:
         load_training_state(folder / "state", self.state)
 
 
-def _start_model(config: RunConfig, training_rows: ShardDataset, validation_rows: ShardDataset) -> SigRLModel:
+def _start_model(
+    config: RunConfig, training_rows: ShardDataset, validation_rows: ShardDataset, expected: Mapping[str, Pinned]
+) -> SigRLModel:
     vocabulary = training_rows.folder.vocabulary
     torch.manual_seed(config.training.seed)  # random weights are the same on every worker and after a restart
-    edges = make_label_edges(config.graph, training_rows)
-    uri = config.backbone.label_embeddings
-    embeddings_VE = torch.from_numpy(load_embeddings(uri, vocabulary)) if uri else None
+    edges = make_label_edges(config.graph, training_rows, expected.get("label_edges_sha256"))
+    uri, embeddings_VE = config.backbone.label_embeddings, None
+    if uri:
+        embeddings_VE = torch.from_numpy(load_embeddings(uri, vocabulary, expected.get("label_embeddings_sha256")))
     backbone = load_backbone(config.backbone)
+    if (planned := expected.get("backbone_sha256")) is not None:
+        planned.check(config.backbone.pretrained, "weights", backbone.weights_sha256(), CheckpointError)
     for folder in {rows.folder.uri: rows.folder for rows in (training_rows, validation_rows)}.values():
         folder.check_features(backbone.frozen_sha256, "--backbone")
     return SigRLModel.start(backbone, config, vocabulary, edges, embeddings_VE)
 
 
-def open_datasets(folder: ShardFolder, validation: str | None) -> tuple[ShardDataset, ShardDataset]:
-    """Returns the rows to train on, without those that have no seen label, and the rows to validate on."""
+def open_datasets(
+    folder: ShardFolder, validation: str | None, expected: Pinned | None = None
+) -> tuple[ShardDataset, ShardDataset]:
+    """Returns the rows to train on, without those that have no seen label, and the rows to validate on.
+
+    Args:
+        folder: the shards to train on.
+        validation: shard folder to validate on; None uses the validation split of `folder`.
+        expected: hash that the folder `validation` must have.
+    """
     seen = folder.vocabulary.positions("seen")
     if validation:
-        return ShardDataset(folder, "all", seen), ShardDataset(ShardFolder.open(validation))
+        return ShardDataset(folder, "all", seen), ShardDataset(ShardFolder.open(validation, expected))
     return ShardDataset(folder, "train", seen), ShardDataset(folder, "validation")
 
 
-def make_label_edges(config: GraphConfig, rows: ShardDataset) -> LabelEdges | None:
+def make_label_edges(config: GraphConfig, rows: ShardDataset, expected: Pinned | None = None) -> LabelEdges | None:
     """Counts or reads the label edges that a label graph is given; returns None for graphs without such edges."""
     vocabulary = rows.folder.vocabulary
     if config.kind == "cooccurrence":
@@ -202,7 +223,7 @@ def make_label_edges(config: GraphConfig, rows: ShardDataset) -> LabelEdges | No
         return LabelEdges.cooccurrence(
             vocabulary.subset("seen").names, states, config.threshold, config.neighbour_weight
         )
-    return LabelEdges.load(config.edges, vocabulary) if config.edges is not None else None
+    return LabelEdges.load(config.edges, vocabulary, expected) if config.edges is not None else None
 
 
 class _BatchSource:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from sigrl_core.config import EvaluateConfig, Resources
+from sigrl_core.data.dataset import ShardDataset
 from sigrl_core.data.shards import ShardFolder
-from sigrl_core.errors import CheckpointError
+from sigrl_core.errors import CheckpointError, ShardError
 from sigrl_core.evaluation.evaluator import Evaluator, ScoredBatch
 from sigrl_core.evaluation.inputs import BATCH_SIZE
-from sigrl_core.model.checkpoint import save_checkpoint
+from sigrl_core.model.checkpoint import checkpoint_version, save_checkpoint
 from sigrl_core.on_ray import evaluate as module
 from sigrl_core.on_ray.evaluate import score_on_workers
 from sigrl_core.report.evaluation import evaluate_to_report
@@ -58,6 +59,12 @@ def alone(config: EvaluateConfig) -> list[ScoredBatch]:
         return list(evaluator.score(evaluator.open_images(ShardFolder.open(config.data))))
 
 
+def opened(config: EvaluateConfig) -> tuple[Evaluator, ShardDataset]:
+    """What the driver has loaded before workers start."""
+    evaluator = Evaluator.load(config)
+    return evaluator, evaluator.open_images(ShardFolder.open(config.data))
+
+
 def assert_same(found: list[ScoredBatch], expected: list[ScoredBatch]) -> None:
     assert [each.uris for each in found] == [each.uris for each in expected]
     for one, other in zip(found, expected, strict=True):
@@ -71,12 +78,12 @@ def assert_same(found: list[ScoredBatch], expected: list[ScoredBatch]) -> None:
 def test_two_workers_find_what_one_process_finds(
     config: EvaluateConfig, alone: list[ScoredBatch], tmp_path: Path
 ) -> None:
-    two = list(score_on_workers(config, IMAGES, Resources(num_workers=2)))
+    two = list(score_on_workers(config, *opened(config), Resources(num_workers=2)))
     uris = [uri for each in two for uri in each.uris]
     assert len(uris) == len(set(uris)) == IMAGES
     assert_same(two, alone)
     by_one, by_two = (
-        evaluate_to_report(dataclasses.replace(config, out=str(tmp_path / name)), lambda rows, scored=scored: scored)
+        evaluate_to_report(dataclasses.replace(config, out=str(tmp_path / name)), lambda *_, scored=scored: scored)
         for name, scored in (("one", alone), ("two", two))
     )
     assert by_one == by_two
@@ -85,7 +92,7 @@ def test_two_workers_find_what_one_process_finds(
 
 
 def test_killed_workers_are_replaced(config: EvaluateConfig, alone: list[ScoredBatch]) -> None:
-    scored = score_on_workers(config, IMAGES, Resources(num_workers=2))
+    scored = score_on_workers(config, *opened(config), Resources(num_workers=2))
     found = [next(scored)]
     killed = [pid for pid, command in family(os.getpid()).items() if command.startswith("ray::_Scorer")]
     assert len(killed) == 2
@@ -98,4 +105,29 @@ def test_killed_workers_are_replaced(config: EvaluateConfig, alone: list[ScoredB
 def test_what_a_worker_stops_for_is_told_as_it_is(config: EvaluateConfig, tmp_path: Path) -> None:
     missing = dataclasses.replace(config, checkpoint=str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="nothing"):
-        list(score_on_workers(missing, IMAGES, Resources(num_workers=1)))
+        list(score_on_workers(missing, *opened(config), Resources(num_workers=1)))
+
+
+@pytest.mark.parametrize("replaced", ["ours", "other", "shards"])
+def test_workers_stop_where_another_input_lies_than_the_driver_read(
+    config: EvaluateConfig, tmp_path: Path, replaced: str
+) -> None:
+    before = opened(config)
+    vocabulary = before[0].tagger.vocabulary
+    if replaced == "shards":
+        changed = dataclasses.replace(config, data=write_shards(tmp_path / "x", vocabulary, random_states(9, 6)).uri)
+        hashes = [ShardFolder.open(uri).manifest["sha256"] for uri in (changed.data, config.data)]
+        stopped: type[Exception] = ShardError
+    else:
+        other = tagger_of(vocabulary, seed=7)
+        save_checkpoint(tmp_path / "x", other.model, other.checkpoint.config, {"selected": {}, "history": []})
+        planned = Path(config.checkpoint).with_name(replaced)
+        hashes = [checkpoint_version(str(path)) for path in (tmp_path / "x", planned)]
+        uri = str(tmp_path / "x")
+        change = {"checkpoint": uri} if replaced == "ours" else {"compare": (f"other={uri}",)}
+        changed, stopped = dataclasses.replace(config, **change), CheckpointError
+    with pytest.raises(stopped) as caught:
+        list(score_on_workers(changed, *before, Resources(num_workers=1)))
+    assert all(sha256[:12] in str(caught.value) for sha256 in hashes), caught.value
+    assert str(caught.value).startswith(str(tmp_path / "x"))
+    assert "the driver of this evaluation has" in str(caught.value)
