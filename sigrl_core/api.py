@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -36,12 +35,11 @@ from sigrl_core.inference.inputs import (
     parse_images,
     parse_labels,
     parse_location,
-    read_image,
+    read_batches,
     resolve_device,
 )
 from sigrl_core.inference.tagger import Precision, Tags
 from sigrl_core.io import storage
-from sigrl_core.io.checksums import Pinned
 from sigrl_core.io.resumable_job import MANIFEST
 from sigrl_core.labels.vocabulary import Vocabulary
 from sigrl_core.model.checkpoint import checkpoint_version, load_checkpoint
@@ -57,8 +55,6 @@ DATA_FORMS = (
     "a shard folder, a folder with a sub-folder of images per label, a label file (.jsonl, .csv, .parquet, COCO's "
     ".json, ...), or a DataFrame with the columns uri and labels"
 )
-TAG_BATCH = 32
-"""Images that go through the model together."""
 LABEL_FILES = (
     *(".jsonl", ".csv", ".tsv", ".parquet", ".json", ".xml", ".yaml", ".yml", ".npy", ".manifest", ".txt", ".gz"),
 )
@@ -114,7 +110,7 @@ class Tagger(inference.Tagger):
         vocabulary = parse_labels(labels, self.vocabulary)
         parsed = parse_images(images)
         tags: list[Tags] = []
-        for batch in _read_batches(parsed.images):
+        for batch in read_batches(parsed.images):
             tags += super().tag(batch, vocabulary, top_k, threshold, heat_maps, embeddings)
         return tags[0] if parsed.is_single else tags
 
@@ -133,7 +129,7 @@ class Tagger(inference.Tagger):
         vocabulary = parse_labels(labels, self.vocabulary)
         parsed = parse_images(images)
         rows = []
-        for batch in _read_batches(parsed.images):
+        for batch in read_batches(parsed.images):
             for tags in super().tag(batch, vocabulary, len(vocabulary), 0.0):
                 by_label = dict(zip(tags.labels, tags.scores, strict=True))
                 rows.append([by_label.get(name, np.nan) for name in vocabulary.names])
@@ -288,7 +284,12 @@ def calibrate(
 
 
 def tag(
-    checkpoint: Location | Tagger, images: Location, *, out: Location, labels: Labels | None = None, **options: Any
+    checkpoint: Location | Tagger,
+    images: Location | None = None,
+    *,
+    out: Location | None = None,
+    labels: Labels | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Tags every image below a folder into Parquet files, with Ray workers; returns the manifest.
 
@@ -313,7 +314,8 @@ def tag(
         out=parse_location(out, "out", "a folder to write"),
     )
     vocabulary = None if labels is None else parse_labels(labels, Vocabulary(()))
-    return run(config, resources, vocabulary=vocabulary, expected=_loaded(checkpoint))
+    expected = checkpoint.pinned if isinstance(checkpoint, inference.Tagger) else None
+    return run(config, resources, vocabulary=vocabulary, expected=expected)
 
 
 def serve(checkpoint: Location | Tagger, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
@@ -326,35 +328,25 @@ def serve(checkpoint: Location | Tagger, host: str = "127.0.0.1", port: int = 80
 
     replicas = config_from(Replicas, take_fields(Replicas, options))
     config = config_from(ServeConfig, options, checkpoint=_checkpoint_uri(checkpoint))
-    if (loaded := _loaded(checkpoint)) is not None:
-        loaded.check(config.checkpoint, "model", checkpoint_version(config.checkpoint), CheckpointError)
+    if isinstance(checkpoint, inference.Tagger):
+        checkpoint.pinned.check(config.checkpoint, "model", checkpoint_version(config.checkpoint), CheckpointError)
     serve_until_stopped(config, replicas, host, port, None)
 
 
 # ---- forms of arguments ----
 
 
+_CHECKPOINT_FORMS = "a checkpoint folder or a Tagger, whose method tag takes single images"
+
+
 def _checkpoint_uri(checkpoint: Location | Tagger) -> str:
     if isinstance(checkpoint, inference.Tagger):
         return checkpoint.checkpoint.uri
-    return storage.absolute(parse_location(checkpoint, "checkpoint", "a checkpoint folder or a Tagger"))
-
-
-def _loaded(checkpoint: Location | Tagger) -> Pinned | None:
-    """Returns the hash of a loaded checkpoint, for workers that load it again."""
-    if not isinstance(checkpoint, inference.Tagger):
-        return None
-    return Pinned(checkpoint.checkpoint.sha256, "the Tagger", "load it again")
+    return storage.absolute(parse_location(checkpoint, "checkpoint", _CHECKPOINT_FORMS))
 
 
 def _tagger(checkpoint: Location | Tagger) -> Tagger:
     return checkpoint if isinstance(checkpoint, Tagger) else load(_checkpoint_uri(checkpoint))
-
-
-def _read_batches(images: Sequence[OneImage]) -> Iterator[list[Any]]:
-    with ThreadPoolExecutor(8) as pool:  # an object store answers several requests at a time
-        for start in range(0, len(images), TAG_BATCH):
-            yield list(pool.map(read_image, images[start : start + TAG_BATCH]))
 
 
 def _open_shards(data: Any, images: Location | None, labels: Labels | None) -> ShardFolder | None:

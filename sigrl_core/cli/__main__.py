@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sigrl_core import __version__
+from sigrl_core.cli.terminal import ends_with_its_reader
 
 VERBS = {
     "quickstart": "runs the whole chain on the built-in corpus",
@@ -24,6 +25,12 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one of the commands and ends the process; status 2 for an unknown one."""
+    with ends_with_its_reader():
+        _run(arguments)
+    raise AssertionError("a command ends the process")
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = words[0].replace("_", "-") if words else "--help"
     if verb in ("-h", "--help"):
@@ -40,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(2)
     command = importlib.import_module(f"sigrl_core.cli.{verb.replace('-', '_')}")
     command.main(words[1:], prog=f"sigrl {verb}")
-    raise AssertionError("a command ends the process")
 
 
 if __name__ == "__main__":

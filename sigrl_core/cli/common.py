@@ -18,8 +18,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin
 import tyro
 
 from sigrl_core import plugins
+from sigrl_core.cli.terminal import ends_with_its_reader, print_git_notice
 from sigrl_core.config import Resources, RunConfig
-from sigrl_core.config.checks import require_registered
+from sigrl_core.config.checks import require_backbone, require_registered
 from sigrl_core.config.deprecated import rename_flags
 from sigrl_core.config.json import from_json
 from sigrl_core.config.presets import PRESETS, get_preset
@@ -133,7 +134,8 @@ def run(command: Callable[[], object]) -> NoReturn:
     traceback.
     """
     try:
-        command()
+        with ends_with_its_reader():
+            command()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -155,12 +157,14 @@ def parse_with_preset(
     """Parses `PRESET --config FILE --more flags` into the dataclass of a command whose field `run` the preset fills.
 
     Raises:
-        ConfigError: as `preset_and_flags`, or an unknown loss. This is checked here, before anything heavy is imported.
+        ConfigError: as `preset_and_flags`, or an unknown loss or backbone. Both are checked here, before anything
+            heavy is imported.
     """
     preset, flags = preset_and_flags(arguments, usage or "")
     default: Any = command
     parsed: Any = parse(command, flags, usage, prog, default=default(data=tyro.MISSING, out=tyro.MISSING, run=preset))
     require_registered(plugins.LOSSES, parsed.run.loss.kind)
+    require_backbone(parsed.run.backbone.name, parsed.run.backbone.pretrained)
     return parsed
 
 
@@ -197,10 +201,13 @@ def _read_run(path: str) -> RunConfig:
 
 
 def print_configuration(*configs: Any) -> None:
-    """Prints dataclasses as lines `dotted.name = value`, with the names of the command line."""
+    """Prints dataclasses as lines `dotted.name = value`, with the names of the command line, and a note about `out`."""
     for config in configs:
         for name, value in _flat(dataclasses.asdict(config)):
             print(f"{_SECTIONS_WITHOUT_NAME.sub('', name)} = {value}", flush=True)
+    for config in configs:
+        if (out := getattr(config, "out", None)) is not None:
+            print_git_notice(out)
 
 
 _SECTIONS_WITHOUT_NAME = re.compile(r"^(run|search|resources)\.")  # their flags have no prefix

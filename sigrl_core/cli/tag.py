@@ -31,13 +31,13 @@ def _tag(
             each. 0 decodes in the worker, which is best without GPUs.
         retry_failed: tags images again that were unreachable.
         price_per_hour: price of all machines together; the summary then shows the cost of a million images.
-        dry_run: prints how many images there are to tag and an estimate of the time; writes nothing.
+        dry_run: prints how many images there are to tag and an estimate of time and cost; writes nothing.
     """
     from sigrl_core.on_ray import tag
 
     print_configuration(config, resources)
     if dry_run:
-        print(tag.dry_run(config, resources.num_workers or 1))
+        print(tag.dry_run(config, resources, price_per_hour))
         return
     manifest = tag.tag(
         config, resources, decode_tasks=decode_tasks, retry_failed=retry_failed, price_per_hour=price_per_hour

@@ -34,7 +34,7 @@ from sigrl_core.errors import ShardError, SigrlError, StorageError
 from sigrl_core.io import storage
 from sigrl_core.io.checksums import Pinned, sha256_of, with_checksum
 from sigrl_core.io.parquet import open_parquet_bytes
-from sigrl_core.io.resumable_job import MANIFEST, PLAN
+from sigrl_core.io.resumable_job import MANIFEST, PLAN, describe_folder
 from sigrl_core.labels.vocabulary import Vocabulary
 
 Split = Literal["train", "validation", "test"]
@@ -272,6 +272,8 @@ def _read_manifest(uri: str) -> dict[str, Any]:
         if storage.exists(plan := storage.join(uri, PLAN)):
             script = "cache_features.py" if "frozen_sha256" in storage.read_json(plan) else "preprocess.py"
             raise ShardError(f"{uri}: {script} has not finished here (no {MANIFEST}); run the same command again")
+        if storage.exists(uri) and not storage.is_folder(uri):
+            raise ShardError(f"{uri}: a file, expected a shard folder; create one with preprocess.py")
         raise ShardError(f"{uri}: no shard folder here (no {MANIFEST}); create one with preprocess.py --out {uri}")
     try:
         manifest = storage.read_json(where)
@@ -279,7 +281,8 @@ def _read_manifest(uri: str) -> dict[str, Any]:
         raise ShardError(f"{error}; {_NEXT_STEP}") from error
     if not isinstance(manifest, dict) or manifest.get("kind") not in get_args(ShardKind):
         raise ShardError(
-            f"{where}: not the manifest of a shard folder; give one that preprocess.py or cache_features.py wrote"
+            f"{where}: not the manifest of a shard folder, but of {describe_folder(uri) or 'something else'}; "
+            "give a folder that preprocess.py or cache_features.py wrote"
         )
     if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
         raise ShardError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; {_NEXT_STEP}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,11 @@ from PIL import Image
 
 from sigrl_core.errors import ConfigError, StorageError, VocabularyError
 from sigrl_core.io import storage
+from sigrl_core.io.resumable_job import describe_folder
 from sigrl_core.labels.vocabulary import Label, Vocabulary
 
+TAG_BATCH = 32
+"""Number of images that go through the model together."""
 IMAGE_FORMS = (
     "a path or URI (str, Path), bytes, a PIL image, a uint8 array of shape (height, width, 3), or a sequence of these"
 )
@@ -75,12 +79,18 @@ def read_image(image: OneImage) -> bytes | Image.Image:
         return storage.read_bytes(storage.absolute(uri))
     except StorageError as error:
         if storage.is_folder(uri):
-            is_checkpoint = storage.exists(storage.join(uri, "manifest.json"))
-            kind = "a folder with a manifest.json (a checkpoint or shards)" if is_checkpoint else "a folder"
             raise ConfigError(
-                f"images: {uri} is {kind}; expected an image file; sigrl.tag(checkpoint, folder, out=...) tags a folder"
+                f"images: {uri} is {describe_folder(uri) or 'a folder'}; expected an image file; "
+                "sigrl.tag(checkpoint, folder, out=...) tags a folder"
             ) from error
         raise
+
+
+def read_batches(images: Sequence[OneImage]) -> Iterator[list[Any]]:
+    """Yields the results of `read_image` for all images, `TAG_BATCH` at a time."""
+    with ThreadPoolExecutor(8) as pool:  # an object store answers several requests at a time
+        for start in range(0, len(images), TAG_BATCH):
+            yield list(pool.map(read_image, images[start : start + TAG_BATCH]))
 
 
 def parse_labels(labels: Any, default: Vocabulary) -> Vocabulary:
@@ -140,6 +150,8 @@ def check_tag_options(top_k: Any, threshold: Any) -> None:
 
 def describe(value: object) -> str:
     """Returns what a wrong argument is, for an error message."""
+    if value is None:
+        return "nothing"
     if isinstance(value, np.ndarray):
         return f"a {value.dtype} array of shape {value.shape}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):  # a tensor

@@ -99,6 +99,11 @@ class Tagger:
         return tagger
 
     @property
+    def pinned(self) -> Pinned:
+        """The hash of the loaded checkpoint, for processes that load it again."""
+        return Pinned(self.checkpoint.sha256, "the Tagger", "load it again")
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The labels of the checkpoint, seen and unseen."""
         return self.checkpoint.vocabulary

@@ -62,6 +62,17 @@ PLAN = "plan.json"
 MANIFEST = "manifest.json"
 """Written last in every folder that commands continue or read: without it, the folder is not finished."""
 
+FOLDER_KINDS = {
+    "shards": "a shard folder of preprocess.py",
+    "features": "a folder of features of cache_features.py",
+    "training": "the folder of a training",
+    "search": "the folder of a search",
+    "tags": "a folder of tags",
+    "sigrl": "a checkpoint",
+    "clip": "a CLIP without a SigRL head",
+}
+"""`kind` in a manifest -> what the folder is."""
+
 _PartitionT = TypeVar("_PartitionT", bound=Partition)
 
 
@@ -108,7 +119,7 @@ class ResumableJob:
                         f"{self.out}: was started with {key} = {stored.get(key)}, now {key} = {value}; "
                         "delete the folder or choose another --out"
                     )
-        elif storage.is_folder(self.out) and any(not file.path.startswith("work/") for file in storage.walk(self.out)):
+        elif is_occupied(self.out, "work/"):
             raise StorageError(f"{self.out}: holds files of something else (no plan.json); choose another --out")
 
     @contextmanager
@@ -198,6 +209,29 @@ class ResumableJob:
 
     def _record(self, partition: Partition) -> str:
         return self.path("parts", partition.name + ".json")
+
+
+def is_occupied(out: str, ignored: str | None = None) -> bool:
+    """Returns whether a folder to write contains files, other than those whose path starts with `ignored`.
+
+    Raises:
+        StorageError: it is a file.
+    """
+    if storage.is_folder(out):
+        return any(ignored is None or not file.path.startswith(ignored) for file in storage.walk(out))
+    if storage.exists(out):
+        raise StorageError(f"{out}: a file, expected a folder to write; choose another --out")
+    return False
+
+
+def describe_folder(uri: str) -> str | None:
+    """Returns what a command wrote into a folder, for error messages; None for other folders and for files."""
+    where = storage.join(uri, MANIFEST)
+    try:
+        manifest = storage.read_json(where) if storage.exists(where) else None
+    except StorageError:
+        return None
+    return FOLDER_KINDS.get(str(manifest.get("kind"))) if isinstance(manifest, dict) else None
 
 
 def make_log_entry(started: float) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from sigrl_core.io.store_file import StoreFile
 _OTHER_STORES = ("gs", "abfs", "abfss")
 _SPOOL_BYTES = 64_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_TYPO = re.compile(r"(s3|gs|abfss?):/*", re.IGNORECASE)
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
@@ -60,8 +61,9 @@ def filesystem_for(uri: str) -> tuple[fs.FileSystem, str]:
     """Returns the file system of a location, and the location's path in it.
 
     Raises:
-        StorageError: an unknown scheme, or an S3 location without a bucket.
+        StorageError: an unknown or misspelt scheme, or an S3 location without a bucket.
     """
+    _check_scheme(uri)
     scheme = _SCHEME.match(uri)
     if scheme is None:
         return _local(), os.path.abspath(os.path.expanduser(uri))
@@ -82,13 +84,20 @@ def filesystem_for(uri: str) -> tuple[fs.FileSystem, str]:
         ) from error
 
 
+def _check_scheme(uri: str) -> None:
+    """Raises StorageError for `s3:/bucket`, `s3:bucket` and `S3://bucket`, which would be paths on this machine."""
+    if (typo := _TYPO.match(uri)) and not uri.startswith(scheme := typo[1].lower() + "://"):
+        raise StorageError(f"{uri}: the start {typo[0]!r} is misspelt; write {scheme}{uri[typo.end() :]}")
+
+
 def is_absolute(uri: str) -> bool:
     """Returns whether a location has a scheme, or is a path from the root or the home folder."""
     return bool(_SCHEME.match(uri)) or uri.startswith(("/", "~"))
 
 
 def absolute(uri: str) -> str:
-    """Returns the location in a form that does not depend on this process' working directory."""
+    """Returns the location independent of the working directory; raises StorageError for a misspelt scheme."""
+    _check_scheme(uri)
     return uri if _SCHEME.match(uri) else os.path.abspath(os.path.expanduser(uri))
 
 

@@ -26,23 +26,23 @@ def load_embeddings(uri: str, vocabulary: Vocabulary, expected: Pinned | None = 
         VocabularyError: not a .npy file of finite numbers with one row per label, a row of zeros, or others than
             `expected`.
     """
-    expected = f"expected an array of {len(vocabulary)} rows of numbers, one for each label in order"
+    form = f"expected an array of {len(vocabulary)} rows of numbers, one for each label in order"
     try:
         array = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
-    except (StorageError, ValueError, EOFError) as error:
-        raise VocabularyError(f"{uri}: cannot be read as .npy ({error}); {expected}, saved with numpy.save") from error
+    except (StorageError, ValueError, EOFError) as error:  # numpy takes any other file for pickled objects
+        reason = "no .npy file of numbers" if "contains pickled" in str(error) else error
+        raise VocabularyError(f"{uri}: cannot be read as .npy ({reason}); {form}, saved with numpy.save") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
         raise VocabularyError(
-            f"{uri}: found {getattr(array, 'dtype', 'several arrays')} of shape "
-            f"{getattr(array, 'shape', '?')}; {expected}"
+            f"{uri}: found {getattr(array, 'dtype', 'several arrays')} of shape {getattr(array, 'shape', '?')}; {form}"
         )
     if len(array) != len(vocabulary):
-        raise VocabularyError(f"{uri}: found {len(array)} rows; {expected}")
+        raise VocabularyError(f"{uri}: found {len(array)} rows; {form}")
     embeddings_CE = array.astype(np.float32)
     unusable_C = ~np.isfinite(embeddings_CE).all(1) | (embeddings_CE == 0).all(1)
     if unusable_C.any():
         name = vocabulary.names[int(unusable_C.argmax())]
-        raise VocabularyError(f"{uri}: the row of label {name!r} is zero or not finite; {expected}")
+        raise VocabularyError(f"{uri}: the row of label {name!r} is zero or not finite; {form}")
     if expected is not None:
         expected.check(uri, "label embeddings", embeddings_sha256(embeddings_CE), VocabularyError)
     return embeddings_CE

@@ -143,6 +143,10 @@ class Vocabulary:
             StorageError: missing, denied or unreachable.
             VocabularyError: not UTF-8 text, or not a vocabulary.
         """
+        if storage.is_folder(storage.absolute(uri)):
+            inside = storage.join(uri, "vocabulary.json")
+            file = inside if storage.exists(storage.absolute(inside)) else "a file with one label per line"
+            raise VocabularyError(f"{uri}: cannot be read as a label list, because it is a folder; give {file}")
         try:
             return cls.parse(storage.read_bytes(storage.absolute(uri)).decode(), uri)
         except UnicodeDecodeError as error:

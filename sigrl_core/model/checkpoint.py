@@ -31,7 +31,7 @@ from sigrl_core.config.json import from_json, to_json
 from sigrl_core.errors import CheckpointError, SigrlError, StorageError
 from sigrl_core.io import storage
 from sigrl_core.io.checksums import Pinned, sha256_of
-from sigrl_core.io.resumable_job import MANIFEST, PLAN
+from sigrl_core.io.resumable_job import MANIFEST, PLAN, describe_folder
 from sigrl_core.labels.edges import LabelEdges
 from sigrl_core.labels.vocabulary import Vocabulary
 from sigrl_core.model.backbone import (
@@ -255,7 +255,12 @@ def _locate(uri: str) -> str:
     if _is_training(uri):
         raise CheckpointError(f"{uri}: this training has not finished an epoch; run the same train.py command again")
     reason = "no checkpoint here" if storage.exists(uri) else "no such folder"
-    raise CheckpointError(f"{uri}: {reason} (no {MANIFEST} with {WEIGHTS_FILE}); give the --out of train.py")
+    reason += f" (no {MANIFEST} with {WEIGHTS_FILE})"
+    if (description := describe_folder(uri)) is not None:
+        reason = f"no checkpoint here, but {description}"
+    elif storage.exists(uri) and not storage.is_folder(uri):
+        reason = "a file, not a checkpoint folder; a label list belongs to --vocabulary"
+    raise CheckpointError(f"{uri}: {reason}; give the --out of train.py")
 
 
 def _is_training(uri: str) -> bool:

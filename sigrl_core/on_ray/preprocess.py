@@ -31,6 +31,7 @@ from sigrl_core.corpora.listing_file import (
     read_partition,
     write_listing,
 )
+from sigrl_core.corpora.locations import check_locations
 from sigrl_core.data.duplicates import keep_dissimilar, keep_unique
 from sigrl_core.data.images import to_jpeg
 from sigrl_core.data.label_states import add_counts, count_states, decode_states, encode_states
@@ -82,6 +83,8 @@ def preprocess(
     resources.refuse("preprocess", "gpus_per_worker")
     config = _absolute(config)
     job = ResumableJob(config.out, upgrade_plan=upgrade_plan("preprocess"))
+    if listing is None:
+        check_locations(config.corpus, config.images, config.out, config.annotations)
     config = _with_detected_corpus(config, job)
     listing = listing or open_corpus(
         config.corpus,

@@ -30,6 +30,7 @@ from sigrl_core.demo.corpus import IMAGE_SIZE, IMAGES, make_small_clip, write_co
 from sigrl_core.errors import ConfigError, ShardError
 from sigrl_core.evaluation.calibrate import calibrate
 from sigrl_core.io import storage
+from sigrl_core.io.resumable_job import is_occupied
 from sigrl_core.model.checkpoint import load_checkpoint
 from sigrl_core.on_ray.preprocess import preprocess
 from sigrl_core.on_ray.session import connect
@@ -164,6 +165,8 @@ def _start_folder(out: Path, config: QuickstartConfig) -> None:
                 "choose another --out or delete the folder"
             )
         return
+    if is_occupied(str(out)):
+        raise ConfigError(f"{out}: holds files of something else (no quickstart.json); choose another --out")
     storage.write_json(where, settings)
 
 

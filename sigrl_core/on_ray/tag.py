@@ -25,6 +25,7 @@ from itertools import islice
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayTaskError
 
 import sigrl_core
@@ -32,7 +33,7 @@ from sigrl_core.config import Resources, TagConfig
 from sigrl_core.config.deprecated import upgrade_plan
 from sigrl_core.corpora.listing import ListedImage, Listing
 from sigrl_core.corpora.listing_file import write_listing
-from sigrl_core.errors import ConfigError
+from sigrl_core.corpora.locations import check_locations
 from sigrl_core.inference.batch import LISTING, STAGING, DecodedBatch, PartitionTagger, TaggingTask, load_images
 from sigrl_core.inference.ranges import KeyRange, list_keys, plan_ranges, staged_ranges
 from sigrl_core.inference.tagger import Tagger
@@ -123,18 +124,21 @@ def tag(
         return manifest
 
 
-def dry_run(config: TagConfig, num_workers: int) -> str:
+def dry_run(config: TagConfig, resources: Resources | None = None, price_per_hour: float | None = None) -> str:
     """Returns the number of images that `tag` would tag and an estimate of the time; writes nothing.
 
     Args:
         config: images, checkpoint, labels, and output.
-        num_workers: number of workers that the estimate assumes. It is based on a sample that this process tags.
+        resources: the workers that the estimate assumes; one by default. This process tags a sample, on a GPU if the
+            workers have some and this machine has one.
+        price_per_hour: price of all machines together, for the cost.
 
     Raises:
         SigrlError: as `tag`.
     """
-    config = _absolute(config)
-    task, job, _ = _open(config, "cpu")
+    config, resources = _absolute(config), resources or Resources()
+    device = device_of(resources.gpus_per_worker) if torch.cuda.is_available() else "cpu"
+    task, job, _ = _open(config, device)
     sample: list[ListedImage] = []
     listing = list_keys(config)
     listing = replace(listing, images=_copy_first(listing.images, sample, NUM_SAMPLE))
@@ -143,14 +147,20 @@ def dry_run(config: TagConfig, num_workers: int) -> str:
     num_rows = sum(part.num_rows for part in remaining)
     lines = [f"{sum(part.num_rows for part in parts):,} keys in {len(parts):,} ranges; {len(remaining):,} to work on"]
     if num_rows:
-        tagger = _worker(config, "cpu", task=task, staged=set())
+        tagger = _worker(config, device, task=task, staged=set())
         started = time.monotonic()
         tagger.tag_rows(sample)
         seconds = (time.monotonic() - started) / len(sample)
+        num_workers, name = resources.num_workers or 1, "CPU" if device == "cpu" else "GPU"
+        hours = seconds * num_rows / num_workers / 3600
         lines.append(
-            f"at most {num_rows:,} images to tag: about {seconds * num_rows / num_workers / 60:,.0f} min with "
-            f"{num_workers} workers as fast as this process on its CPU, which took {1000 * seconds:.0f} ms an image"
+            f"at most {num_rows:,} images to tag: about {60 * hours:,.0f} min with "
+            f"{num_workers} workers as fast as this process on its {name}, which took {1000 * seconds:.0f} ms an image"
         )
+        if resources.gpus_per_worker and device == "cpu":
+            lines.append("this process has no GPU; workers with GPUs are faster, so time and cost are upper bounds")
+        if price_per_hour is not None:
+            lines.append(f"cost at {price_per_hour:g} an hour: about {price_per_hour * hours:,.2f}")
     return "\n".join(lines)
 
 
@@ -179,10 +189,9 @@ def _open(
 
 
 def _absolute(config: TagConfig) -> TagConfig:
-    """Makes the paths absolute; raises ConfigError if the output folder is inside the folder of images."""
+    """Makes the paths absolute and checks them, see `check_locations`."""
     images, out = storage.absolute(config.images), storage.absolute(config.out)
-    if storage.join(out, "").startswith(storage.join(images, "")):
-        raise ConfigError(f"out is {out}, below images, where the next run would tag it; choose another folder")
+    check_locations(config.corpus, images, out)
     return replace(config, checkpoint=storage.absolute(config.checkpoint), images=images, out=out)
 
 

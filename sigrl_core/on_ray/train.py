@@ -34,7 +34,7 @@ from sigrl_core.errors import ConfigError, NotFiniteError, PreemptedError, Sigrl
 from sigrl_core.io import storage
 from sigrl_core.io.checksums import Pinned
 from sigrl_core.io.resumable_job import MANIFEST
-from sigrl_core.io.retry import is_transient
+from sigrl_core.io.retry import explain_errors, is_transient
 from sigrl_core.model.backbone import load_backbone
 from sigrl_core.model.checkpoint import publish_checkpoint
 from sigrl_core.on_ray.progress import Progress, watched
@@ -306,7 +306,8 @@ def _train(trainer: Trainer, setup: dict[str, Any]) -> None:
                 trainer.save(Path(local), {"selected": metrics or {}, "history": log.run.history})
                 checkpoint = ray.train.Checkpoint.from_directory(local)
             reported = metrics or {MONITOR: -1.0}  # a checkpoint inside an epoch ranks below every epoch
-            ray.train.report(reported, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state.step:08d}")
+            with explain_errors(setup["out"], "written"):  # Ray Train copies the checkpoint there
+                ray.train.report(reported, checkpoint=checkpoint, checkpoint_dir_name=f"step_{state.step:08d}")
 
     if not trainer.fit(report, log.log_step if log else lambda step, metrics: None, setup["scale"]):
         raise PreemptedError(

@@ -14,13 +14,14 @@ from sigrl_core.data import images
 from sigrl_core.data.dataset import ShardDataset
 from sigrl_core.data.label_states import ABSENT, PRESENT, UNKNOWN
 from sigrl_core.data.shards import ShardFolder
-from sigrl_core.errors import ShardError
+from sigrl_core.errors import ShardError, StorageError
 from sigrl_core.evaluation.evaluator import Evaluation, Evaluator, ScoredBatch, evaluate
 from sigrl_core.evaluation.inputs import open_test_split
 from sigrl_core.inference.heat_map import draw
 from sigrl_core.inference.tagger import Tagger, top_tags
 from sigrl_core.io import storage
 from sigrl_core.io.progress import progress_line
+from sigrl_core.io.resumable_job import MANIFEST, PLAN, is_occupied
 from sigrl_core.labels.vocabulary import Label
 from sigrl_core.metrics import precision_recall_curve
 from sigrl_core.report import headline
@@ -29,6 +30,7 @@ from sigrl_core.report.label_graph import label_graph
 from sigrl_core.report.page import percent, render
 from sigrl_core.report.thumbnails import data_uri, thumbnail
 
+METRICS = "metrics.json"
 MAX_BARS = 80
 CURVE_POINTS = 201
 NUM_IMAGES = 24
@@ -54,6 +56,7 @@ def evaluate_to_report(
         CheckpointError, ShardError: an input cannot be used, or inputs have different vocabularies.
         StorageError: `config.out` cannot be written.
     """
+    check_report_folder(config.out)
     folder, evaluator = ShardFolder.open(config.data), Evaluator.load(config)
     dataset = evaluator.open_images(folder)
     with progress_line("evaluate", len(dataset), unit="images") as advance:
@@ -62,8 +65,16 @@ def evaluate_to_report(
     tagger = evaluator.tagger
     storage.make_folder(config.out)
     write_report(evaluation, folder, tagger, tagger.checkpoint.metrics["history"], config.out)
-    storage.write_json(storage.join(config.out, "metrics.json"), evaluation.metrics)
+    storage.write_json(storage.join(config.out, METRICS), evaluation.metrics)
     return evaluation.metrics
+
+
+def check_report_folder(out: str) -> None:
+    """Raises StorageError for a folder with files of something else, so that none of them is overwritten."""
+    names = (PLAN, MANIFEST, METRICS, "report.html", "quickstart.json", "run.json", "checkpoint")
+    out = storage.absolute(out)
+    if is_occupied(out) and not any(storage.exists(storage.join(out, name)) for name in names):
+        raise StorageError(f"{out}: holds files of something else (no {METRICS}); choose another --out")
 
 
 def write_report(evaluation: Evaluation, folder: ShardFolder, tagger: Tagger, history: list[dict], out: str) -> None:

@@ -21,7 +21,7 @@ from sigrl_core.config.deprecated import upgrade_plan
 from sigrl_core.errors import CheckpointError, ConfigError
 from sigrl_core.io import storage
 from sigrl_core.io.checksums import with_checksum
-from sigrl_core.io.resumable_job import MANIFEST, PLAN
+from sigrl_core.io.resumable_job import MANIFEST, PLAN, is_occupied
 from sigrl_core.model.checkpoint import checkpoint_version
 from sigrl_core.training.run_log import read_metrics
 
@@ -49,7 +49,7 @@ def is_started(out: str, plan: dict[str, Any]) -> bool:
         raise ConfigError(
             f"{out}: holds a training with another {differing}; choose another --out or delete the folder"
         )
-    if storage.exists(out) and any(not file.path.startswith(f"{SHARDS}/") for file in storage.walk(out)):
+    if is_occupied(out, f"{SHARDS}/"):
         raise ConfigError(f"{out}: holds files of something else (no {PLAN} of a training); choose another --out")
     return False
 

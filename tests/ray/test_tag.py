@@ -147,7 +147,7 @@ def test_another_run_in_the_same_folder_is_refused(checkpoint: Path, album: Path
         tag(dataclasses.replace(config, out=str(tmp_path / "mine")))
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
     for inside in (album, album / "tags"):
-        with pytest.raises(ConfigError, match="below images, where the next run would tag it"):
+        with pytest.raises(ConfigError, match="below images, where the next run would list it"):
             tag(dataclasses.replace(config, out=str(inside)))
     assert fingerprint(tmp_path / "out") == before
 
@@ -451,12 +451,12 @@ def test_hostile_files_all_have_their_row(checkpoint: Path, tmp_path: Path, make
 @pytest.mark.usefixtures("in_process")
 def test_a_dry_run_writes_nothing(checkpoint: Path, album: Path, tmp_path: Path) -> None:
     config = config_for(checkpoint, album, tmp_path / "out")
-    told = dry_run(config, 2)
+    told = dry_run(config, Resources(num_workers=2))
     assert told.startswith("16 keys in 4 ranges; 4 to work on\nat most 16 images to tag: about 0 min with 2 workers")
     assert not (tmp_path / "out").exists()
     tag(config)
     before = fingerprint(tmp_path / "out")
-    assert dry_run(config, 1) == "16 keys in 4 ranges; 0 to work on"
+    assert dry_run(config) == "16 keys in 4 ranges; 0 to work on"
     assert fingerprint(tmp_path / "out") == before
 
 

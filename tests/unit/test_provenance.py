@@ -17,6 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.train import UserCallback
 
 from sigrl_core import api
 from sigrl_core.config import BackboneConfig, CacheFeaturesConfig, CalibrateConfig, Resources, RunConfig, TagConfig
@@ -203,13 +204,13 @@ def test_cache_features_stops_at_another_backbone(
     with monkeypatch.context() as patch, partitions_here():
         at(patch, cache_features_module, "connect", lambda: put(models[1], checkpoint), calls=False)
         line(
-            lambda: cache_features(config),
+            lambda: cache_features(config, Resources(num_workers=1)),
             f"{checkpoint}: holds frozen blocks {new}, the plan of {out} has {old}; restore the planned frozen blocks",
         )
     put(models[0], checkpoint)
     monkeypatch.setattr(cache_features_module, "connect", lambda: None)
     with partitions_here():
-        assert cache_features(config)["features"]["frozen_sha256"][:12] == old
+        assert cache_features(config, Resources(num_workers=1))["features"]["frozen_sha256"][:12] == old
 
 
 # ---- train and search ----
@@ -245,7 +246,8 @@ def test_training_stops_at_other_shards(
     replaced = Path(validation or data)
     hashes = [ShardFolder.open(str(folder)).manifest["sha256"][:12] for folder in (other_data, replaced)]
     with monkeypatch.context() as patch, training_here():
-        at(patch, train_module, "connect", lambda: put(other_data, replaced), calls=False)
+        patch.setattr(train_module, "connect", lambda: None)
+        at(patch, train_module, "_make_trainer", lambda: put(other_data, replaced))
         text = line(lambda: train(run_config(), str(data), str(out), validation=validation, resources=Resources()))
         assert text.startswith(f"{replaced}: holds shards {hashes[0]}, the plan of {out} has {hashes[1]}; restore")
     assert not (out / "checkpoint").exists()
@@ -316,7 +318,7 @@ def test_a_trial_stops_at_other_shards(
         resources=Resources(num_workers=workers),
         expected=pinned_inputs({"data_sha256": planned}, str(out)),
     )
-    monkeypatch.setattr(tune_trial, "TuneReportCallback", lambda: None)
+    monkeypatch.setattr(tune_trial, "TuneReportCallback", UserCallback)  # Ray Tune's needs a running search
     monkeypatch.setattr(train_module, "connect", lambda: None)
     put(other_data, data)
     with training_here():
