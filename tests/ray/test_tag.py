@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,8 @@ from sigrl_core.data.images import REASONS
 from sigrl_core.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from sigrl_core.inference.tagger import Tagger
 from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.model.checkpoint import checkpoint_version
+from sigrl_core.on_ray import tag as tag_module
 from sigrl_core.on_ray.preprocess import preprocess
 from sigrl_core.on_ray.tag import dry_run, tag
 from tests.conftest import REPOSITORY, fingerprint, tagged_rows, untrained_checkpoint
@@ -470,3 +473,27 @@ def test_batches_and_processes_change_no_tag(checkpoint: Path, album: Path, tmp_
         assert close(tagged_rows(tmp_path / f"{batch_size}"), tagged_rows(tmp_path / "plain"))
     tag(config_for(checkpoint, album, tmp_path / "more"), Resources(num_workers=2, min_workers=1), decode_tasks=2)
     assert fingerprint(tmp_path / "more") == fingerprint(tmp_path / "plain")
+
+
+def test_a_worker_that_loads_another_model_than_planned_stops_the_run_with_one_line(
+    checkpoint: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself would pass on only the text of an error in a worker's constructor, three times."""
+    place = Path(shutil.copytree(checkpoint, tmp_path / "model" / "checkpoint"))
+    other = untrained_checkpoint(tmp_path / "other" / "checkpoint", seed=1)
+    connect = tag_module._connect
+
+    def connect_then_replace(*arguments: Any) -> None:
+        connect(*arguments)
+        place.rename(tmp_path / "planned")
+        other.rename(place)
+
+    monkeypatch.setattr(tag_module, "_connect", connect_then_replace)
+    hashes = [checkpoint_version(str(folder))[:12] for folder in (other, place)]
+    with pytest.raises(CheckpointError) as caught:
+        tag(config_for(place, album, tmp_path / "out"))
+    text = (
+        f"{place}: holds model {hashes[0]}, the plan of {tmp_path / 'out'} has {hashes[1]}; restore the planned model"
+    )
+    assert str(caught.value) == f"{text}, or choose another --out"
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,8 +21,9 @@ from sigrl_core.config import Resources, RunConfig, SearchConfig
 from sigrl_core.config.json import from_json
 from sigrl_core.config.presets import get_preset
 from sigrl_core.data.shards import ShardFolder
-from sigrl_core.errors import ConfigError, ShardError
+from sigrl_core.errors import ConfigError, ShardError, StorageError
 from sigrl_core.inference.tagger import Tagger
+from sigrl_core.on_ray import tune as tune_module
 from sigrl_core.on_ray.tune import search
 from sigrl_core.report.search import write_search_page
 from sigrl_core.search.space import GraphSpace, Interval, LossSpace, OptimSpace, SearchSpace
@@ -28,7 +31,7 @@ from sigrl_core.search.study import Study, choose_held_out_labels
 from sigrl_core.training.run_log import read_metrics
 from sigrl_core.training.state import MONITOR
 from sigrl_core.training.trainer import Trainer
-from tests.conftest import vocabulary_of, write_shards
+from tests.conftest import random_states, vocabulary_of, write_shards
 from tests.in_process import call
 from tests.processes import apart_from_ray, family, noted, wait_for
 
@@ -289,3 +292,29 @@ def test_trials_of_two_workers(
     assert tagger.checkpoint.metrics["selected"][MONITOR] == best["objective"]
     assert [line[MONITOR] for line in tagger.checkpoint.metrics["history"]] == best["by_epoch"]
     assert not list((tmp_path / "search" / "trials").glob("*/state"))
+
+
+def test_a_search_stops_at_other_shards_and_goes_on_with_the_planned_ones(
+    base: RunConfig, toybox_shards: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is not the trial's, so the trial is not recorded as failed."""
+    labels = len(toybox_shards.vocabulary)
+    other = write_shards(tmp_path / "other", toybox_shards.vocabulary, random_states(70, labels), rows_per_shard=20)
+    data, out = Path(shutil.copytree(toybox_shards.uri, tmp_path / "data")), tmp_path / "search"
+    folder, max_trials = ShardFolder.open(str(data)), tune_module.max_trials
+
+    def replace_then_start(*arguments: Any) -> int:
+        data.rename(tmp_path / "planned")
+        shutil.copytree(other.uri, data)
+        return max_trials(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune_module, "max_trials", replace_then_start)
+        with pytest.raises(StorageError) as caught:
+            run_search(base, folder, out, trials=2)
+    hashes = [each.manifest["sha256"][:12] for each in (other, folder)]
+    assert str(caught.value).startswith(f"{data}: holds shards {hashes[0]}, the plan of {out} has {hashes[1]}; restore")
+    assert not (out / "parts").exists()
+    shutil.rmtree(data)
+    (tmp_path / "planned").rename(data)
+    assert {trial.state for trial in run_search(base, folder, out, trials=2).ended} <= {"complete", "stopped"}
