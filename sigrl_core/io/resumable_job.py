@@ -135,8 +135,8 @@ class ResumableJob:
             StorageError: as `check_plan`, or another run uses the folder.
         """
         is_new, is_held = not storage.exists(self.out), False
-        storage.make_folder(self.out)
         self.check_plan(plan)
+        storage.make_folder(self.out)
         try:
             with Lease(self.path("work", "lease.json")) as lease:
                 is_held = True

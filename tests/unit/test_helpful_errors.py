@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import sigrl_core as sigrl
+import sigrl_core
 from sigrl_core.config import Resources, TagConfig
 from sigrl_core.errors import SigrlError
 from sigrl_core.io.resumable_job import MANIFEST, PLAN
@@ -25,6 +25,8 @@ from tests.conftest import REPOSITORY, random_states, tagger_of, vocabulary_of, 
 from tests.in_process import call
 
 pytestmark = pytest.mark.unit
+
+sigrl: Any = sigrl_core  # called with arguments of wrong types
 
 
 @pytest.fixture(scope="module")
