@@ -208,10 +208,6 @@ API: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda w: sigrl.train(w / "checkpoint", out=w / "out"),
         ["not the manifest of a shard folder, but of a checkpoint"],
     ),
-    "preprocess labels": (
-        lambda w: sigrl.preprocess(w / "labels.txt", out=w / "out"),
-        ["labels.txt is a file; expected a shard folder, a folder"],
-    ),
     "preprocess a checkpoint": (
         lambda w: sigrl.preprocess(w / "checkpoint", out=w / "out"),
         ["a checkpoint, expected a folder of images"],
