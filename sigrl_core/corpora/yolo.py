@@ -55,7 +55,8 @@ def _read_yaml_names(where: str) -> list[str]:
         raise CorpusError(f"{where}: no class names; write names: [cat, dog] or names: with number: name below it")
     if content.get("nc", len(names)) != len(names):
         raise CorpusError(f"{where}: nc is not {len(names)}, the number of names; correct one of them")
-    return [str(name).strip() for name in names]
+    # PyYAML leaves a character that JSON escapes as two code units in two halves
+    return [str(name).encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip() for name in names]
 
 
 def _list_images(images: str, classes: list[str]) -> Iterator[ListedImage]:

@@ -53,6 +53,8 @@ from sigrl_core.on_ray.partitions import Work, run_partitions
 from sigrl_core.on_ray.session import connect
 
 LISTING = "listing.parquet"
+READER_FLAGS = ("label_separator", "label_field", "label_numbers")
+"""Fields of the configuration that `open_corpus` passes to the corpus; a manifest has those that are set."""
 
 
 def preprocess(
@@ -90,9 +92,7 @@ def preprocess(
         config.corpus,
         config.images,
         config.annotations,
-        label_separator=config.label_separator,
-        label_field=config.label_field,
-        label_numbers=config.label_numbers,
+        **{name: getattr(config, name) for name in READER_FLAGS},
     )
     if vocabulary is None and config.vocabulary is not None:
         vocabulary = Vocabulary.load(config.vocabulary)
@@ -343,7 +343,9 @@ def _finish(
             "kind": "shards",
             "schema_version": SCHEMA_VERSION,
             "code_version": sigrl_core.__version__,
-            "config": _portable(config),
+            "config": {
+                key: value for key, value in _portable(config).items() if value is not None or key not in READER_FLAGS
+            },
             "vocabulary_hash": listed.vocabulary.hash,
             "num_labels": len(listed.vocabulary),
             "listing": {"rows": listed.num_rows, "sha256": listed.sha256},
