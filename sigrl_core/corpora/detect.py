@@ -69,9 +69,20 @@ def detect_corpus(images: str, annotations: str | None = None) -> Detected:
     if len(candidates) == 1 and " --annotations " not in candidates[0].corpus:
         return candidates[0]
     if not candidates:
-        raise CorpusError(f"{place}: not recognised as annotations or images of a known format; name it with --corpus")
+        raise CorpusError(
+            f"{place}: not recognised as annotations or images of a known format, found {_content(place)}; "
+            "name it with --corpus"
+        )
     choices = "; ".join(f"--corpus {candidate.corpus}, because {candidate.reason}" for candidate in candidates)
     raise CorpusError(f"{place}: choose the format of the corpus, {choices}")
+
+
+def _content(place: str) -> str:
+    """Returns the first names of a folder, or the first characters of a file, for messages."""
+    if not storage.is_folder(place):
+        return repr(_head(place)[:60].decode(errors="replace"))
+    names, _ = _first_names(place)
+    return ", ".join(names[:3]) or "no files"
 
 
 # ---- a folder of images, without annotations ----
