@@ -23,21 +23,28 @@ class ArrowFile:
     """
 
     def __init__(self, file: Any) -> None:
-        magic = file.read(len(_FILE_MAGIC))
-        file.seek(0)
-        self._reader = ipc.open_file(file) if magic == _FILE_MAGIC else ipc.open_stream(file)
-        self.schema_arrow: pa.Schema = self._reader.schema
+        self._file = file
+        self.schema_arrow: pa.Schema = self._open().schema
+
+    def _open(self) -> ipc.RecordBatchFileReader | ipc.RecordBatchStreamReader:
+        self._file.seek(0)
+        magic = self._file.read(len(_FILE_MAGIC))
+        self._file.seek(0)
+        return ipc.open_file(self._file) if magic == _FILE_MAGIC else ipc.open_stream(self._file)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yields the batches in order, once; memory holds one of them.
+        """Yields the batches from the first one on; memory holds one of them.
+
+        Only the iterator of the last call may be used.
 
         Raises:
             pyarrow.ArrowInvalid: damaged data.
         """
-        if isinstance(self._reader, ipc.RecordBatchFileReader):
-            batches = (self._reader.get_batch(index) for index in range(self._reader.num_record_batches))
+        reader = self._open()
+        if isinstance(reader, ipc.RecordBatchFileReader):
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         else:
-            batches = iter(self._reader)
+            batches = iter(reader)
         for batch in batches:
             batch.validate(full=True)  # offsets of a damaged file may lie outside its data
             yield batch

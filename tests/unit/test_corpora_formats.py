@@ -403,8 +403,21 @@ def test_arrow_written_by_datasets(read_corpus) -> None:
         (f"data-00000-of-00001.arrow#{number}", number) for number in range(len(rows))
     ]
     assert {row.labels for row in rows} == {("cat",), ("bird",), None}
-    images = list(read_images(str(folder), rows[::-1]))
-    assert all(isinstance(image, bytes) and format_of(image) is not None for image in images)
+    images = list(read_images(str(folder), rows))
+    assert [isinstance(image, bytes) and format_of(image) for image in images] == ["jpeg"] * len(rows)
+    assert list(read_images(str(folder), rows[::-1])) == images[::-1]
+
+
+def test_images_in_several_batches_of_an_arrow_file(tmp_path, read_corpus) -> None:
+    count = 300  # rows in batches of 7: a reader starts within the file and skips rows
+    images = pa.array([{"bytes": b"%d" % number, "path": None} for number in range(count)])
+    table = pa.table({"image": images})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=7)
+    rows, _ = read_corpus("arrow", tmp_path, rows_per_partition=100)
+    for chosen in ([150, 151, 290, 3], [0], list(range(100, 200))):
+        listed = [rows[number] for number in chosen]
+        assert list(read_images(str(tmp_path), listed)) == [b"%d" % number for number in chosen]
 
 
 def test_arrow(tmp_path, read_corpus) -> None:
