@@ -148,6 +148,7 @@ class Tagger(inference.Tagger):
     def evaluate(self, data: LabelledImages, images: Location | None = None, out: Location | None = None) -> Evaluation:
         """Measures the checkpoint beside zero-shot CLIP; see `sigrl_core.evaluate`."""
         with _shards_for(self, data, images) as (folder, _):
+            folder.check_image_size(self.model.backbone.image_size)
             evaluation = measure(Evaluator(self, {}), folder)
             if out is not None:
                 from sigrl_core.report.evaluation import write_report

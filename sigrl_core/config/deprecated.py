@@ -8,8 +8,11 @@ folder's plan with the plan of the present run (`PLANS`). Standard library only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+_ConfigT = TypeVar("_ConfigT", bound=Any)
 
 RENAMED_PRESETS = {"clip_zero_shot": "published", "coco_zero_shot": "published"}
 
@@ -65,7 +68,7 @@ PLANS: dict[str, dict[str, str]] = {
 
 
 def upgrade_plan(command: str, added: Mapping[str, Any] | None = None) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A function that renames the old keys of a plan of this command; it can be pickled.
+    """A function that renames the old keys of a plan of this command and adds new ones; it can be pickled.
 
     Args:
         command: name of the command.
@@ -76,7 +79,29 @@ def upgrade_plan(command: str, added: Mapping[str, Any] | None = None) -> Callab
 
 def _upgrade(plan: dict[str, Any], names: Mapping[str, str], added: Mapping[str, Any]) -> dict[str, Any]:
     renamed = rename_keys(plan, names)
-    return renamed | {key: value for key, value in added.items() if key not in renamed}
+    return _stored_images_of_0_1(plan) | renamed | {key: value for key, value in added.items() if key not in renamed}
+
+
+def _stored_images_of_0_1(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What version 0.1.0 did without recording it: chroma followed from the quality. Empty for other plans."""
+    if "quality" not in plan or "chroma" in plan:
+        return {}
+    return {"chroma": "4:4:4" if plan["quality"] >= 95 else "4:2:0", "long_side": "nearest"}
+
+
+def keep_defaults_of_0_1(config: _ConfigT, plan: Mapping[str, Any]) -> _ConfigT:
+    """Changes the fields of a PreprocessConfig that have their default to those of a folder that 0.1.0 started.
+
+    The defaults of stored images changed after 0.1.0, so that the command which started a folder has other values now.
+
+    Args:
+        plan: the folder's plan as it was written; one of a later version changes nothing.
+    """
+    if not (unrecorded := _stored_images_of_0_1(plan)):
+        return config
+    recorded = {"short_side": plan["short_side"], "quality": plan["quality"], **unrecorded}
+    defaults = {field.name: field.default for field in fields(config)}
+    return replace(config, **{k: v for k, v in recorded.items() if getattr(config, k) == defaults[k]})
 
 
 _WORKERS = {"workers": "num_workers"}

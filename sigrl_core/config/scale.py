@@ -88,6 +88,8 @@ class ScaleConfig:
     fit into memory (gradient caching). The step is the same for every loss; a second forward pass is its price."""
     compile: bool = False
     """Compiles the trained part (torch.compile): minutes before the first step, shorter steps."""
+    allow_enlarged: bool = False
+    """Accepts shards whose short side is below the model's `image_size`; their images are enlarged."""
     mlflow: str | None = None
     """Address of an MLflow server, http://..., that gets the metrics of each epoch; needs sigrl-on-ray[mlflow]."""
 

@@ -31,6 +31,8 @@ class SearchConfig:
     """Folders of earlier searches that the sampler learns from."""
     seed: int = 0
     """Seed of the sampler."""
+    allow_enlarged: bool = False
+    """Accepts shards whose short side is below the model's `image_size`; their images are enlarged."""
 
     def __post_init__(self) -> None:
         require(self.trials >= 1, "trials", self.trials, "1 or more")

@@ -42,10 +42,16 @@ class PreprocessConfig:
     """File of the label list, see labels.vocabulary.Vocabulary.parse; None uses the corpus's labels in their order."""
     out: str
     """Folder to write, local or s3://."""
-    short_side: int = 256
-    """Length of the short side of stored images in pixels; smaller images are not enlarged. 0 keeps every size."""
+    short_side: int = 320
+    """Length of the short side of stored images in pixels; smaller images are not enlarged. 0 keeps every size. It is
+    at least the `image_size` of the models that use the shards."""
     quality: int = 90
     """JPEG quality, 1 to 100. RGB JPEGs that are small enough and have no EXIF or XMP are stored unchanged."""
+    chroma: Literal["4:4:4", "4:2:0"] = "4:4:4"
+    """Resolution of colour in stored JPEGs: full (`4:4:4`) or half (`4:2:0`), which takes a fifth fewer bytes."""
+    long_side: Literal["aligned", "nearest"] = "aligned"
+    """Rounding of the long side of stored images: `aligned`, so that models of 224 and 336 pixels crop the same square
+    as from the original image; `nearest`, as version 0.1.0."""
     rows_per_shard: int = 1000
     """Maximum number of listed images per shard, before unusable images and duplicates are removed."""
     bytes_per_shard: int | None = None
@@ -75,6 +81,8 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         require(self.short_side >= 0, "short_side", self.short_side, "0 or more pixels")
         require(1 <= self.quality <= 100, "quality", self.quality, "1 to 100")
+        require(self.chroma in ("4:4:4", "4:2:0"), "chroma", self.chroma, "4:4:4 or 4:2:0")
+        require(self.long_side in ("aligned", "nearest"), "long_side", self.long_side, "aligned or nearest")
         require(self.rows_per_shard >= 1, "rows_per_shard", self.rows_per_shard, "1 or more")
         require(1 <= self.max_pixels <= 200_000_000, "max_pixels", self.max_pixels, "1 to 200 million")
         held_out = self.validation_fraction + self.test_fraction
@@ -99,6 +107,8 @@ class CacheFeaturesConfig:
     """The --out of train.py, or a checkpoint folder, whose backbone is used; None uses `backbone`."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Backbone as in train.py; features are the tokens after `frozen_blocks`."""
+    allow_enlarged: bool = False
+    """Accepts shards whose short side is below the model's `image_size`; their images are enlarged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +125,8 @@ class EvaluateConfig:
     """NAME=URI of further checkpoints; each gets a row of the table."""
     local_candidates: int | None = None
     """Replaces scoring.local_candidates of --checkpoint; None keeps it."""
+    allow_enlarged: bool = False
+    """Accepts shards whose short side is below the model's `image_size`; their images are enlarged."""
 
     @property
     def compared_checkpoints(self) -> dict[str, str]:
@@ -147,6 +159,8 @@ class CalibrateConfig:
     """Minimum number of images with a label, and of images without it, for a curve of the label's own."""
     platt_strength: float = 1.0
     """Inverse strength (C) of scikit-learn's L2 penalty on the slope of Platt scaling, for logits of unit variance."""
+    allow_enlarged: bool = False
+    """Accepts shards whose short side is below the model's `image_size`; their images are enlarged."""
 
     def __post_init__(self) -> None:
         require(0 < self.target <= 1, "target", self.target, "in (0, 1]")

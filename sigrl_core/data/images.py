@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import imagehash
 import numpy as np
@@ -21,6 +21,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 """File name endings that count as images when a folder is listed."""
 
 DEFAULT_MAX_PIXELS = 100_000_000
+
+Chroma = Literal["4:4:4", "4:2:0"]
+LongSide = Literal["aligned", "nearest"]
+
+ALIGNED_SIZES = (224, 336)
+"""Image sizes of the usual CLIP models, whose crops `resize_short_side` keeps in place."""
 
 # A closed list, so that a file's first bytes cannot select an unexpected decoder (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -71,21 +77,51 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, short_side: int = 
     return _load(image, short_side)
 
 
-def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """Shrinks an RGB image to a short side of `size` pixels (antialiased bicubic); never enlarges; size 0 keeps it."""
-    short = min(image.size)
+def resize_short_side(
+    image: Image.Image, size: int, long_side: LongSide = "aligned", full_size: tuple[int, int] | None = None
+) -> Image.Image:
+    """Shrinks an RGB image to a short side of `size` pixels (antialiased bicubic); never enlarges; size 0 keeps it.
+
+    Args:
+        long_side: `aligned` rounds the long side so that `centre_crop_array` for a model of one of `ALIGNED_SIZES`
+            covers the same square as on the original image; `nearest` rounds to the nearest pixel, which moves this
+            square by up to a pixel.
+        full_size: sides of the image, in any order, if it was decoded at a fraction of its size.
+    """
+    short, long = sorted(image.size)
     if not size or short <= size:
         return image
-    width, height = (max(size, round(side * size / short)) for side in image.size)
+    if long_side == "aligned":
+        resized_long = _aligned_long_side(*sorted(full_size or image.size), size)
+    else:
+        resized_long = round(long * size / short)
+    width, height = (resized_long if side > short else size for side in image.size)
     # horizontally first, then vertically, as Pillow: photographs are equal within 2 of 255
     return _resize(_resize(image, (width, image.height)), (width, height))
 
 
-def encode_jpeg(image: Image.Image, quality: int, exif: bytes = b"") -> bytes:
-    """Encodes a JPEG whose only metadata is `exif`; chroma has half the resolution, or the full one from quality 95."""
+def _aligned_long_side(short: int, long: int, size: int) -> int:
+    """Returns the long side, next to its exact length, for which the crops of most of `ALIGNED_SIZES` stay in place.
+
+    A model of `m` pixels resizes the long side to int(m * long / short) and crops the centre. The crop is the same part
+    of the long side exactly if this integer is the same. Where two models need different lengths, the model of `size`
+    pixels comes first, then the others in order.
+    """
+    models = sorted((m for m in ALIGNED_SIZES if m <= size), key=lambda m: m != size)
+    floor = size * long // short
+
+    def misplaced(candidate: int) -> tuple[list[bool], float]:
+        return [int(m * candidate / size) != int(m * long / short) for m in models], abs(
+            candidate - size * long / short
+        )
+
+    return min(range(max(size, floor - 1), floor + 3), key=misplaced)
+
+
+def encode_jpeg(image: Image.Image, quality: int, exif: bytes = b"", chroma: Chroma = "4:2:0") -> bytes:
+    """Encodes a JPEG whose only metadata is `exif`; colour has the full (4:4:4) or half the resolution (4:2:0)."""
     stream = io.BytesIO()
-    subsampling = "4:4:4" if quality >= 95 else "4:2:0"
-    image.save(stream, "JPEG", quality=quality, subsampling=subsampling, exif=exif, comment=b"")
+    image.save(stream, "JPEG", quality=quality, subsampling=chroma, exif=exif, comment=b"")
     return stream.getvalue()
 
 
@@ -95,6 +131,8 @@ def to_jpeg(
     quality: int,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     *,
+    chroma: Chroma = "4:4:4",
+    long_side: LongSide = "aligned",
     keep_exif: bool = False,
     perceptual_hash: bool = False,
 ) -> Jpeg:
@@ -104,6 +142,8 @@ def to_jpeg(
     Every other image is encoded again, which drops all metadata.
 
     Args:
+        chroma: resolution of colour in an image that is encoded again, see `encode_jpeg`.
+        long_side: rounding of the long side, see `resize_short_side`.
         keep_exif: keeps EXIF, including GPS positions, with the orientation set to upright; a small upright JPEG with
             EXIF then keeps its bytes too. EXIF that cannot be written into a JPEG is dropped.
         perceptual_hash: also hashes the visible content (pHash of the upright, resized image), for near duplicates.
@@ -112,13 +152,14 @@ def to_jpeg(
         ImageError: with a reason of `REASONS`.
     """
     image = _open(data, max_pixels)
-    small = not short_side or min(image.size) <= short_side
+    full_size = image.size
+    small = not short_side or min(full_size) <= short_side
     unwanted = {"xmp"} if keep_exif and _orientation(image) == 1 else {"exif", "xmp"}
     keep = small and image.format == "JPEG" and image.mode == "RGB" and not unwanted & set(image.info)
-    resized = resize_short_side(_load(image, short_side), short_side)
+    resized = resize_short_side(_load(image, short_side), short_side, long_side, full_size)
     exif = _upright_exif(image) if keep_exif and not keep else b""
     try:
-        encoded = data if keep else encode_jpeg(resized, quality, exif)
+        encoded = data if keep else encode_jpeg(resized, quality, exif, chroma)
     except OSError as error:  # JPEG sides end at 65,500 pixels
         raise ImageError("unsupported", f"{resized.width}x{resized.height} does not fit a JPEG: {error}") from error
     return Jpeg(encoded, *resized.size, int(str(imagehash.phash(resized)), 16) if perceptual_hash else None)

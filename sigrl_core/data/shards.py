@@ -143,6 +143,36 @@ class ShardFolder:
                 "one"
             )
 
+    def check_image_size(self, image_size: int, flag: str = "", allow_enlarged: bool = False) -> None:
+        """Checks that a model does not get enlarged images; does nothing for features.
+
+        Prints a line to stderr if some images are smaller because their originals are.
+
+        Args:
+            image_size: side of the model's input in pixels.
+            flag: the flag that sets `allow_enlarged`, for the error; empty if there is none.
+            allow_enlarged: accepts the folder in any case.
+
+        Raises:
+            ShardError: the folder was made with a `short_side` below `image_size`.
+        """
+        short_side = self.manifest.get("config", {}).get("short_side") or 0
+        if self.kind != "shards" or allow_enlarged:
+            return
+        if 0 < short_side < image_size:
+            raise ShardError(
+                f"{self.uri}: short sides of its images are at most {short_side} pixels, but the model takes "
+                f"{image_size}, so every image would be enlarged; run preprocess.py with --short-side {image_size} or "
+                f"more and another --out{flag and f', or add {flag}'}"
+            )
+        counts = self.manifest.get("short_sides") or {}
+        if smaller := sum(count for side, count in counts.items() if int(side) < image_size):
+            print(
+                f"{self.uri}: {smaller} of {self.num_rows} images are enlarged to the model's {image_size} pixels, "
+                "because their originals are smaller",
+                file=sys.stderr,
+            )
+
     def image_folder(self) -> ShardFolder | None:
         """Returns the folder with the images of the rows: this one, or the source of the features (None if removed)."""
         if self.kind == "shards":

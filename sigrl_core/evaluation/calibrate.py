@@ -35,6 +35,7 @@ def calibrate(config: CalibrateConfig, tagger: Tagger | None = None) -> Calibrat
     """
     tagger, folder = tagger or Tagger.load(config.checkpoint), ShardFolder.open(config.data)
     check_folder(folder, tagger)
+    folder.check_image_size(tagger.model.backbone.image_size, "--allow-enlarged", config.allow_enlarged)
     dataset = ShardDataset(folder, config.split)
     if not len(dataset):
         raise ShardError(

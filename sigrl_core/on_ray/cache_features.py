@@ -62,6 +62,7 @@ def cache_features(config: CacheFeaturesConfig, resources: Resources | None = No
     load, where = partial(_backbone, checkpoint, backbone_config), checkpoint or backbone_config.pretrained
     backbone = load()
     size = backbone.image_size
+    source.check_image_size(size, "--allow-enlarged", config.allow_enlarged)
     tokens_NW = backbone.forward_frozen(torch.zeros(1, size, size, 3, dtype=torch.uint8))[0]
     rows_per_shard = max(1, PARTITION_BYTES // (2 * tokens_NW.numel()))
     plan = {

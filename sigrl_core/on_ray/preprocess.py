@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 import sigrl_core
 from sigrl_core.config import PreprocessConfig, Resources
-from sigrl_core.config.deprecated import upgrade_plan
+from sigrl_core.config.deprecated import keep_defaults_of_0_1, upgrade_plan
 from sigrl_core.config.stages import AUTO_CORPUS
 from sigrl_core.corpora import PATH_CORPORA, apply_label_policy, label_states, open_corpus
 from sigrl_core.corpora.detect import detect_corpus
@@ -88,6 +89,8 @@ def preprocess(
     if listing is None:
         check_locations(config.corpus, config.images, config.out, config.annotations)
     config = _with_detected_corpus(config, job)
+    if storage.exists(job.path(PLAN)):
+        config = keep_defaults_of_0_1(config, storage.read_json(job.path(PLAN)))
     listing = listing or open_corpus(
         config.corpus,
         config.images,
@@ -205,6 +208,8 @@ def preprocess_partition(config: PreprocessConfig, vocabulary: Vocabulary, part:
                 config.short_side,
                 config.quality,
                 config.max_pixels,
+                chroma=config.chroma,
+                long_side=config.long_side,
                 keep_exif=config.keep_exif,
                 perceptual_hash=config.near_duplicates is not None,
             )
@@ -239,7 +244,13 @@ def _split(config: PreprocessConfig, sha256: str) -> str:
 def _shard_entry(data: bytes, table: pa.Table, vocabulary: Vocabulary) -> dict[str, Any]:
     """Returns the entry of a shard in the manifest, except its name."""
     states_NC = decode_states(table["label_states"], len(vocabulary))
-    return {"rows": table.num_rows, "sha256": sha256_of(data), "label_counts": count_states(states_NC, vocabulary)}
+    short_sides = Counter(map(str, np.minimum(table["width"].to_numpy(), table["height"].to_numpy()).tolist()))
+    return {
+        "rows": table.num_rows,
+        "sha256": sha256_of(data),
+        "label_counts": count_states(states_NC, vocabulary),
+        "short_sides": dict(short_sides),
+    }
 
 
 # ---- on the driver, when all partitions are finished ----
@@ -355,7 +366,8 @@ def _finish(
             "duplicates": len(duplicates),
             "split": {"seed": config.seed, "validation": config.validation_fraction, "test": config.test_fraction},
             "quarantine": quarantine,
-            "shards": [{**shard, "label_counts": _present(shard["label_counts"])} for shard in shards],
+            "shards": [_manifest_entry(shard) for shard in shards],
+            "short_sides": _short_sides(shards),
             "label_counts": reduce(add_counts, (shard["label_counts"] for shard in shards)),
         }
     )
@@ -367,6 +379,19 @@ def _write_table(job: ResumableJob, name: str, schema: pa.Schema, rows: list[dic
     data = to_parquet(pa.Table.from_pylist(rows, schema))
     storage.write_bytes(job.path(name + ".parquet"), data)
     return {"name": name + ".parquet", "sha256": sha256_of(data)}
+
+
+def _manifest_entry(shard: dict[str, Any]) -> dict[str, Any]:
+    label_counts = {**shard, "label_counts": _present(shard["label_counts"])}
+    return {name: value for name, value in label_counts.items() if name != "short_sides"}
+
+
+def _short_sides(shards: Sequence[dict[str, Any]]) -> dict[str, int] | None:
+    """Returns the number of images by short side; None if version 0.1.0 made some of the shards."""
+    if any("short_sides" not in shard for shard in shards):
+        return None
+    counts = sum((Counter(shard["short_sides"]) for shard in shards), Counter[str]())
+    return {side: counts[side] for side in sorted(counts, key=int)}
 
 
 def _present(counts: dict[str, dict[str, int]]) -> dict[str, int]:

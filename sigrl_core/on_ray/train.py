@@ -113,6 +113,7 @@ def train(
     backbone = load_backbone(config.backbone)  # before the workers start: reports errors early, downloads weights once
     for each in {each.uri: each for each in (folder, validation_folder)}.values():
         each.check_features(backbone.frozen_sha256, "--backbone")
+        each.check_image_size(backbone.image_size, "--scale.allow-enlarged", scale.allow_enlarged)
     plan |= planned_backbone(out) if is_resumed else backbone_hash(config, backbone)
     if not is_resumed:
         write_plan(out, plan)

@@ -86,10 +86,10 @@ def search(
     folder = ShardFolder.open(data)
     base, hashes = resolve_files(base, folder.vocabulary)
     held_out = [] if config.objective == "map" else choose_held_out_labels(folder.vocabulary, config.held_out)
-    added = _check(base, folder, validation, held_out)
+    added = _check(base, folder, validation, held_out, config.allow_enlarged)
     plan = {
         "kind": "search",
-        **{name: value for name, value in asdict(config).items() if name != "trials"},
+        **{name: value for name, value in asdict(config).items() if name not in ("trials", "allow_enlarged")},
         "warm_start": list(config.warm_start),
         "base": json.loads(to_json(base)),
         **hashes,
@@ -130,7 +130,9 @@ def search(
     return study
 
 
-def _check(base: RunConfig, folder: ShardFolder, validation: str | None, held_out: list[str]) -> dict[str, str]:
+def _check(
+    base: RunConfig, folder: ShardFolder, validation: str | None, held_out: list[str], allow_enlarged: bool
+) -> dict[str, str]:
     """Checks that trials can run on these data, and that the objective can be measured.
 
     Returns:
@@ -139,7 +141,9 @@ def _check(base: RunConfig, folder: ShardFolder, validation: str | None, held_ou
     _, rows = open_datasets(folder, validation)
     check_data(base, folder, rows.folder)
     backbone = load_backbone(base.backbone)
-    folder.check_features(backbone.frozen_sha256, "--backbone")
+    for each in {each.uri: each for each in (folder, rows.folder)}.values():
+        each.check_features(backbone.frozen_sha256, "--backbone")
+        each.check_image_size(backbone.image_size, "--allow-enlarged", allow_enlarged)
     shown = np.zeros(len(folder.vocabulary), bool)
     for states_NC in rows.label_states():
         shown |= (states_NC == PRESENT).any(0)

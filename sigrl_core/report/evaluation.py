@@ -59,6 +59,7 @@ def evaluate_to_report(
     check_report_folder(config.out)
     folder, evaluator = ShardFolder.open(config.data), Evaluator.load(config)
     dataset = evaluator.open_images(folder)
+    folder.check_image_size(evaluator.tagger.model.backbone.image_size, "--allow-enlarged", config.allow_enlarged)
     with progress_line("evaluate", len(dataset), unit="images") as advance:
         batches = score(evaluator, dataset) if score else evaluator.score(dataset)
         evaluation = evaluate(evaluator, folder, advance, batches)

@@ -62,6 +62,13 @@ def test_shards_hold_the_corpus_in_order(images: Path, tmp_path: Path) -> None:
     assert {
         min(row) for row in zip(read_all(tmp_path / "out", "width"), read_all(tmp_path / "out", "height"), strict=True)
     } == {32}
+    assert manifest["short_sides"] == {"32": 12}
+    assert {name: manifest["config"][name] for name in ("short_side", "quality", "chroma", "long_side")} == {
+        "short_side": 32,
+        "quality": 90,
+        "chroma": "4:4:4",
+        "long_side": "aligned",
+    }
     names = [f"shards/0000{i}.parquet" for i in range(4)]
     tables = ["listing.parquet", "manifest.json", "plan.json", "quarantine.parquet"]
     expected = ["duplicates.parquet", *tables, *names, "vocabulary.json"]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sigrl_core import config
-from sigrl_core.config import RunConfig, TagConfig, deprecated
+from sigrl_core.config import PreprocessConfig, RunConfig, TagConfig, deprecated
+from sigrl_core.config.deprecated import keep_defaults_of_0_1, upgrade_plan
 from sigrl_core.config.json import from_json, to_json
 from sigrl_core.search.space import SearchSpace
 
@@ -85,3 +86,21 @@ def test_plans() -> None:
     assert list(deprecated.upgrade_plan("tune")(old)) == list(new)
     config = {"config": {"scoring": {"patches_kept": 4}}, "data": "x"}
     assert deprecated.upgrade_plan("train")(config) == {"config": {"scoring": {"top_k_patches": 4}}, "data": "x"}
+
+
+def test_a_folder_that_0_1_0_started_keeps_how_it_stores_images() -> None:
+    plan = {"corpus": "folder", "labels": "full", "short_side": 256, "quality": 90}
+    upgraded = upgrade_plan("preprocess")(plan)
+    assert upgraded == {
+        **{"corpus": "folder", "label_policy": "full", "short_side": 256, "quality": 90},
+        **{"chroma": "4:2:0", "long_side": "nearest"},
+    }
+    assert upgrade_plan("preprocess")({**plan, "quality": 95})["chroma"] == "4:4:4"
+    config = PreprocessConfig(corpus="folder", images="a", out="b")
+    kept = keep_defaults_of_0_1(config, plan)
+    for name in ("short_side", "quality", "chroma", "long_side"):
+        assert getattr(kept, name) == upgraded[name]
+    assert keep_defaults_of_0_1(dataclasses.replace(config, short_side=64), plan).short_side == 64
+    for other in ({**plan, "chroma": "4:4:4"}, {"kind": "training"}):  # a later version; another command
+        assert keep_defaults_of_0_1(config, other) == config
+        assert "long_side" not in upgrade_plan("preprocess")(other)

@@ -157,7 +157,8 @@ def test_extreme_shapes(size: tuple[int, int], encoded) -> None:
 
 
 def test_resizing_only_shrinks(make_image) -> None:
-    assert images.resize_short_side(make_image(0, 640, 427), 256).size == (384, 256)
+    assert images.resize_short_side(make_image(0, 640, 427), 256).size == (383, 256)
+    assert images.resize_short_side(make_image(0, 640, 427), 256, "nearest").size == (384, 256)
     assert images.resize_short_side(make_image(0, 300, 900), 256).size == (256, 768)
     small = make_image(0, 100, 200)
     assert images.resize_short_side(small, 256) is small

@@ -174,6 +174,32 @@ def test_changed_files_are_detected(folder: Path, tmp_path: Path) -> None:
     assert "label counts" in broken(lambda copy: edit_manifest(copy, label_counts={}))
 
 
+def with_images_of(folder: Path, short_side: int, short_sides: dict[str, int] | None) -> ShardFolder:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"config": {"short_side": short_side}, "short_sides": short_sides}
+    (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
+    return ShardFolder.open(str(folder))
+
+
+def test_images_below_the_size_of_a_model(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small = with_images_of(folder, 256, {"200": 1, "256": 2})
+    with pytest.raises(ShardError) as caught:
+        small.check_image_size(336, "--allow-enlarged")
+    assert str(caught.value) == (
+        f"{folder}: short sides of its images are at most 256 pixels, but the model takes 336, so every image would be "
+        "enlarged; run preprocess.py with --short-side 336 or more and another --out, or add --allow-enlarged"
+    )
+    small.check_image_size(336, "--allow-enlarged", allow_enlarged=True)
+    assert capfd.readouterr().err == ""
+    small.check_image_size(224)
+    assert capfd.readouterr().err == (
+        f"{folder}: 1 of 3 images are enlarged to the model's 224 pixels, because their originals are smaller\n"
+    )
+    for short_side, sides in ((0, {"200": 3}), (256, None), (256, {})):  # every size; a folder of version 0.1.0
+        with_images_of(folder, short_side, sides).check_image_size(200)
+    assert capfd.readouterr().err == ""
+
+
 def test_the_check_command(folder: Path, tmp_path: Path) -> None:
     def run(path: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
