@@ -5,6 +5,8 @@ The bound is the one that docs/decisions.md states for the default `short_side`,
 
 import dataclasses
 import io
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +17,30 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
 
-from sigrl_core.config import PreprocessConfig, ServeConfig, TagConfig
+from sigrl_core.config import (
+    CacheFeaturesConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    PreprocessConfig,
+    SearchConfig,
+    ServeConfig,
+    TagConfig,
+)
+from sigrl_core.config.presets import get_preset
 from sigrl_core.corpora.listing import ListedImage
 from sigrl_core.data import images
 from sigrl_core.data.dataset import ShardDataset, read_batch
+from sigrl_core.data.shards import ShardFolder
+from sigrl_core.errors import ShardError
+from sigrl_core.evaluation.calibrate import calibrate
 from sigrl_core.inference.batch import load_images
 from sigrl_core.inference.tagger import Tagger
+from sigrl_core.io.checksums import with_checksum
+from sigrl_core.on_ray.cache_features import cache_features
+from sigrl_core.on_ray.train import train
+from sigrl_core.on_ray.tune import search
+from sigrl_core.report.evaluation import evaluate_to_report
+from sigrl_core.search.space import SearchSpace
 from tests.conftest import untrained_checkpoint, vocabulary_of, write_shards
 from tests.serving import app_of
 
@@ -28,20 +48,22 @@ pytestmark = pytest.mark.unit
 
 MAX_MEAN, MIN_PSNR = 3.0, 36.0
 """Bound of one image at 224 pixels: mean difference of 255, and PSNR in dB."""
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(PreprocessConfig)}
-STORED = {name: DEFAULTS[name] for name in ("chroma", "long_side")}
+DEFAULT = PreprocessConfig(corpus="files", images="photos", out="shards")
 
 
-def to_shard(data: bytes, short_side: int = DEFAULTS["short_side"]) -> bytes:
-    return images.to_jpeg(data, short_side, DEFAULTS["quality"], **STORED).data
+def to_shard(data: bytes) -> bytes:
+    """Stores an image as preprocess.py does by default."""
+    stored = images.to_jpeg(
+        data, DEFAULT.short_side, DEFAULT.quality, chroma=DEFAULT.chroma, long_side=DEFAULT.long_side
+    )
+    return stored.data
 
 
 def differences(original: bytes, stored: bytes, size: int) -> tuple[float, float]:
     """Mean difference of 255 and PSNR of what a model receives."""
     first, second = (images.centre_crop_array(data, size).astype(float) for data in (original, stored))
-    return float(np.abs(first - second).mean()), float(
-        10 * np.log10(255**2 / max(((first - second) ** 2).mean(), 0.01))
-    )
+    squared = max(float(np.square(first - second).mean()), 0.01)
+    return float(np.abs(first - second).mean()), 10 * float(np.log10(255**2 / squared))
 
 
 def scene(seed: int, width: int, height: int) -> bytes:
@@ -94,7 +116,7 @@ def test_a_jpeg_that_is_decoded_at_a_fraction_stays_in_place(encoded) -> None:
     """3001 and 2003 are odd, so half of the image has another shape."""
     picture = Image.open(io.BytesIO(scene(3, 3001, 2003)))
     data = encoded(picture, quality=95, subsampling="4:4:4")
-    stored = images.to_jpeg(data, 336, 95, **STORED)
+    stored = images.to_jpeg(data, 336, 95)
     assert int(336 * stored.width / 336) == int(336 * 3001 / 2003)
     mean, psnr = differences(data, stored.data, 224)
     assert mean <= MAX_MEAN
@@ -139,3 +161,32 @@ def test_every_path_gives_a_model_the_same_scores(pictures: Path, tmp_path: Path
     for path, pixels in zip(files, stored.numpy(), strict=True):
         assert np.abs(images.centre_crop_array(path.read_bytes(), size).astype(int) - pixels).mean() <= MAX_MEAN
     assert scores_of(list(stored.numpy())) == pytest.approx(expected, abs=0.02)
+
+
+def test_commands_refuse_shards_that_a_model_would_enlarge(toybox_shards: ShardFolder, tmp_path: Path) -> None:
+    """The model takes 48 pixels."""
+    checkpoint = str(untrained_checkpoint(tmp_path / "checkpoint"))
+    shutil.copytree(toybox_shards.uri, tmp_path / "shards")
+    manifest = {**toybox_shards.manifest, "config": {"short_side": 40}}
+    (tmp_path / "shards" / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
+    data, out = str(tmp_path / "shards"), str(tmp_path / "out")
+    preset = get_preset("quickstart")
+    run = dataclasses.replace(
+        preset, backbone=dataclasses.replace(preset.backbone, name="toybox-vit", pretrained="random")
+    )
+    commands = {
+        "--allow-enlarged": [
+            lambda: cache_features(CacheFeaturesConfig(data=data, out=out, checkpoint=checkpoint)),
+            lambda: evaluate_to_report(EvaluateConfig(data=data, out=out, checkpoint=checkpoint)),
+            lambda: calibrate(CalibrateConfig(data=data, checkpoint=checkpoint)),
+            lambda: search(SearchConfig(), run, SearchSpace(), data, out),
+        ],
+        "--scale.allow-enlarged": [lambda: train(run, data, out)],
+    }
+    for flag, refused in commands.items():
+        for command in refused:
+            with pytest.raises(ShardError, match=f"at most 40 pixels, but the model takes 48, .* or add {flag}$"):
+                command()
+    assert not Path(out).exists()
+    allowed = EvaluateConfig(data=data, out=out, checkpoint=checkpoint, allow_enlarged=True)
+    assert evaluate_to_report(allowed)["images"] == toybox_shards.num_rows
