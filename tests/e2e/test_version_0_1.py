@@ -31,7 +31,7 @@ RECORDED: dict[str, Any] = json.loads((FIXTURES / "fingerprints.json").read_text
 
 STORED_IMAGES = ("--quality", 90, "--chroma", "4:2:0", "--long-side", "nearest")
 """How 0.1.0 stored images, which is no longer the default."""
-NEW_FIELDS = ("chroma", "long_side", "short_sides")
+NEW_FIELDS = ("chroma", "long_side", "short_sides", "label_separator", "label_field", "label_numbers")
 """Fields of manifests and their configurations that 0.1.0 did not write."""
 
 RENAMED_FIELDS = {"annotation_scope": "annotated", "label_policy": "labels", "rows_per_shard": "rows_per_part"}
