@@ -91,10 +91,10 @@ def resize_short_side(
     short, long = sorted(image.size)
     if not size or short <= size:
         return image
+    resized_long = round(long * size / short)
     if long_side == "aligned":
-        resized_long = _aligned_long_side(*sorted(full_size or image.size), size)
-    else:
-        resized_long = round(long * size / short)
+        short_before, long_before = sorted(full_size or image.size)
+        resized_long = _aligned_long_side(short_before, long_before, size)
     width, height = (resized_long if side > short else size for side in image.size)
     # horizontally first, then vertically, as Pillow: photographs are equal within 2 of 255
     return _resize(_resize(image, (width, image.height)), (width, height))
