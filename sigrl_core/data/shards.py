@@ -165,8 +165,8 @@ class ShardFolder:
                 f"{image_size}, so every image would be enlarged; run preprocess.py with --short-side {image_size} or "
                 f"more and another --out{flag and f', or add {flag}'}"
             )
-        counts = self.manifest.get("short_sides") or {}
-        if smaller := sum(count for side, count in counts.items() if int(side) < image_size):
+        counts = [item for shard in self.manifest["shards"] for item in shard.get("short_sides", {}).items()]
+        if smaller := sum(count for side, count in counts if int(side) < image_size):
             print(
                 f"{self.uri}: {smaller} of {self.num_rows} images are enlarged to the model's {image_size} pixels, "
                 "because their originals are smaller",

@@ -366,8 +366,7 @@ def _finish(
             "duplicates": len(duplicates),
             "split": {"seed": config.seed, "validation": config.validation_fraction, "test": config.test_fraction},
             "quarantine": quarantine,
-            "shards": [_manifest_entry(shard) for shard in shards],
-            "short_sides": _short_sides(shards),
+            "shards": [{**shard, "label_counts": _present(shard["label_counts"])} for shard in shards],
             "label_counts": reduce(add_counts, (shard["label_counts"] for shard in shards)),
         }
     )
@@ -379,19 +378,6 @@ def _write_table(job: ResumableJob, name: str, schema: pa.Schema, rows: list[dic
     data = to_parquet(pa.Table.from_pylist(rows, schema))
     storage.write_bytes(job.path(name + ".parquet"), data)
     return {"name": name + ".parquet", "sha256": sha256_of(data)}
-
-
-def _manifest_entry(shard: dict[str, Any]) -> dict[str, Any]:
-    label_counts = {**shard, "label_counts": _present(shard["label_counts"])}
-    return {name: value for name, value in label_counts.items() if name != "short_sides"}
-
-
-def _short_sides(shards: Sequence[dict[str, Any]]) -> dict[str, int] | None:
-    """Returns the number of images by short side; None if version 0.1.0 made some of the shards."""
-    if any("short_sides" not in shard for shard in shards):
-        return None
-    counts = sum((Counter(shard["short_sides"]) for shard in shards), Counter[str]())
-    return {side: counts[side] for side in sorted(counts, key=int)}
 
 
 def _present(counts: dict[str, dict[str, int]]) -> dict[str, int]:

@@ -104,7 +104,7 @@ def content_hash(manifest: Path) -> str:
         content.pop(name, None)
     for name in ("images", "annotations", "vocabulary"):
         content.get("config", {}).pop(name, None)
-    for part in (content, content.get("config", {})):
+    for part in (content, content.get("config", {}), *content.get("shards", [])):
         for name in NEW_FIELDS:
             part.pop(name, None)
         for name, name_of_0_1 in RENAMED_FIELDS.items():
