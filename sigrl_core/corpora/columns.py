@@ -167,11 +167,16 @@ def _parse_list(cell: str, column: str, where: str) -> tuple[str, ...]:
         names = _parse_python_list(cell)
         if names is None:
             raise CorpusError(
-                f"{where}: {column} is not a JSON list ({error}), found {cell[:80]}; write cat{SEPARATOR}dog"
+                f"{where}: {column} is not a JSON list ({error}), found {_one_line(cell)}; write cat{SEPARATOR}dog"
             ) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CorpusError(f"{where}: {column} must be a list of texts, found {cell[:80]}")
+        raise CorpusError(f"{where}: {column} must be a list of texts, found {_one_line(cell)}")
     return tuple(name.strip() for name in names)
+
+
+def _one_line(cell: str) -> str:
+    """Returns the beginning of a cell for messages; a quoted cell may contain line breaks."""
+    return " ".join(cell[:80].splitlines())
 
 
 def _parse_python_list(cell: str) -> list[Any] | None:
