@@ -130,12 +130,17 @@ _SWITCHES = {
 """Old flags without a value whose successor has one."""
 
 
+_PRESENT_FLAGS = ("--no-labels",)
+"""Flags that have the negative form of an old flag which had none."""
+
+
 def flags_of(command: str) -> dict[str, str]:
     """Old flag -> the flag that replaces it, for one command; a replacement may bring its value."""
     flags = {}
     for old, new in _FLAGS.get(command, {}).items():
         flags[_flag(old)] = _flag(new)
-        flags[_flag(old, "no-")] = _flag(new, "no-")  # the negative form of a boolean
+        if (negative := _flag(old, "no-")) not in _PRESENT_FLAGS:
+            flags[negative] = _flag(new, "no-")  # the negative form of a boolean
     return {**flags, **_SWITCHES.get(command, {})}
 
 

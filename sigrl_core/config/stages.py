@@ -67,6 +67,8 @@ class PreprocessConfig:
     annotation_scope: Literal["all", "seen"] = "all"
     """Labels that were annotated in every image, so that a label that is not listed is absent. With `seen`, the other
     labels are unknown."""
+    no_labels: bool = False
+    """Accepts a corpus in which no image has a label, for tagging or features; without it, this is an error."""
     label_policy: LabelPolicy = "full"
     """Annotations that training uses: `full`, all; `positives-only`, absent labels become unknown; `single-positive`,
     one present label, chosen by content hash, and all others unknown (Cole et al. 2021). Validation images keep all."""

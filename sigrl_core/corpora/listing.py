@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from sigrl_core.config import LabelPolicy
-from sigrl_core.data.label_states import ABSENT, PRESENT, UNKNOWN
+from sigrl_core.data.label_states import LISTED_ABSENT, LISTED_PRESENT, NOT_LISTED, PRESENT, UNKNOWN, states_of
 from sigrl_core.errors import CorpusError, VocabularyError
 from sigrl_core.io import storage
 from sigrl_core.labels.vocabulary import Vocabulary
@@ -43,32 +44,45 @@ class Listing:
     Attributes:
         images: images in the corpus's order; can be iterated once, and is not held in memory.
         vocabulary: the corpus's own labels, in its order; None for the labels of the images, in alphabetical order.
+        left_out: number of files that are not listed, by description (`.txt`, `.dat (not an image)`); filled while
+            `images` is iterated, for example by `image_walk.walk_images`.
+        describe_source: returns where labels were looked for and what is there instead, as in `no column 'labels';
+            found 'path', 'tags'`; called after `images` was iterated if no image has a label.
     """
 
     images: Iterable[ListedImage]
     vocabulary: Vocabulary | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+    describe_source: Callable[[], str] | None = None
 
 
-def label_states(
+def label_evidence(
     images: Sequence[ListedImage], vocabulary: Vocabulary, annotated: Literal["all", "seen"] = "all"
 ) -> np.ndarray:
-    """Returns the label states of N images as int8 [N, C]: PRESENT, ABSENT or UNKNOWN.
+    """Returns what N rows say of the labels, as uint8 [N, C]; see `data.label_states`.
 
     Args:
         vocabulary: contains all labels of the images.
         annotated: the labels that annotators looked for in every annotated image.
     """
-    not_listed_C = np.full(len(vocabulary), ABSENT, dtype=np.int8)
+    not_listed_C = np.full(len(vocabulary), NOT_LISTED, dtype=np.uint8)
     if annotated == "seen":
-        not_listed_C[vocabulary.positions("unseen")] = UNKNOWN
+        not_listed_C[vocabulary.positions("unseen")] = 0
     index = vocabulary.index
-    states_NC = np.full((len(images), len(vocabulary)), UNKNOWN, dtype=np.int8)
-    for image, states_C in zip(images, states_NC, strict=True):
+    evidence_NC = np.zeros((len(images), len(vocabulary)), dtype=np.uint8)
+    for image, evidence_C in zip(images, evidence_NC, strict=True):
         if image.labels is not None and image.negatives is None:
-            states_C[:] = not_listed_C
-        states_C[[index[name] for name in image.negatives or ()]] = ABSENT
-        states_C[[index[name] for name in image.labels or ()]] = PRESENT
-    return states_NC
+            evidence_C[:] = not_listed_C
+        evidence_C[[index[name] for name in image.negatives or ()]] |= LISTED_ABSENT
+        evidence_C[[index[name] for name in image.labels or ()]] |= LISTED_PRESENT
+    return evidence_NC
+
+
+def label_states(
+    images: Sequence[ListedImage], vocabulary: Vocabulary, annotated: Literal["all", "seen"] = "all"
+) -> np.ndarray:
+    """Returns the label states of N images as int8 [N, C], each by its own row; arguments as `label_evidence`."""
+    return states_of(label_evidence(images, vocabulary, annotated))
 
 
 def apply_label_policy(states_C: np.ndarray, policy: LabelPolicy, sha256: str, seed: int) -> np.ndarray:

@@ -34,11 +34,21 @@ _KEY = "sigrl_listing"
 
 
 class ListingSummary(NamedTuple):
-    """Number of images of a listing, a hash of them, and the vocabulary of their labels."""
+    """What is known of a listing when it is complete.
+
+    Attributes:
+        num_rows: number of images.
+        sha256: hash of the images and their labels.
+        vocabulary: the labels.
+        left_out: as `Listing.left_out`.
+        has_labels: whether an image has a label that is present.
+    """
 
     num_rows: int
     sha256: str
     vocabulary: Vocabulary
+    left_out: dict[str, int]
+    has_labels: bool = True
 
 
 def write_listing(
@@ -65,7 +75,7 @@ def write_listing(
     vocabulary = vocabulary or listing.vocabulary
     index = None if vocabulary is None else vocabulary.index
     names: set[str] = set()
-    digest, num_rows = hashlib.sha256(), 0
+    digest, num_rows, has_labels = hashlib.sha256(), 0, False
     output: Any = contextlib.nullcontext(pa.MockOutputStream()) if uri is None else storage.open_output(uri)
     with output as file, pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
         for images in (
@@ -74,12 +84,16 @@ def write_listing(
             for image in images:
                 _check(image, index)
                 names.update(image.labels or (), image.negatives or ())
+                has_labels = has_labels or bool(image.labels)
             columns = list(zip(*images, strict=True))
             digest.update(json.dumps(columns[:-1]).encode())  # without etags, which differ in a copy of the corpus
             num_rows += len(images)
             writer.write_table(pa.table([list(column) for column in columns], schema=_SCHEMA))
-        summary = ListingSummary(num_rows, digest.hexdigest(), vocabulary or Vocabulary.from_names(sorted(names)))
-        payload = {"rows": summary.num_rows, "sha256": summary.sha256, "vocabulary": summary.vocabulary.to_rows()}
+        vocabulary = vocabulary or Vocabulary.from_names(sorted(names))
+        summary = ListingSummary(num_rows, digest.hexdigest(), vocabulary, dict(listing.left_out), has_labels)
+        payload = {"rows": summary.num_rows, "sha256": summary.sha256, "vocabulary": vocabulary.to_rows()}
+        if summary.left_out:
+            payload["left_out"] = summary.left_out
         writer.add_key_value_metadata({_KEY: json.dumps(payload)})
     return summary
 
@@ -88,7 +102,8 @@ def read_listing_summary(uri: str) -> ListingSummary:
     """Reads the summary that `write_listing` returned when it wrote the file."""
     with storage.open_input(uri) as file:
         payload = json.loads(pq.ParquetFile(file).metadata.metadata[_KEY.encode()])
-    return ListingSummary(payload["rows"], payload["sha256"], Vocabulary.from_rows(payload["vocabulary"], uri))
+    vocabulary = Vocabulary.from_rows(payload["vocabulary"], uri)
+    return ListingSummary(payload["rows"], payload["sha256"], vocabulary, payload.get("left_out", {}))
 
 
 def list_partitions(uri: str) -> list[Partition]:

@@ -15,11 +15,14 @@ _BANDS = 64 // _BAND_BITS
 _BLOCK = 512  # rows that are compared pairwise
 
 
-def keep_unique(digests: bytes | bytearray | memoryview) -> np.ndarray:
-    """Returns a bool [N] mask: True for rows whose digest no earlier row has.
+def find_repeated(digests: bytes | bytearray | memoryview) -> tuple[np.ndarray, np.ndarray]:
+    """Finds rows whose digest an earlier row has.
 
     Args:
         digests: N sha256 digests, concatenated. Sorting 10 million takes about 10 s and 0.5 GB.
+
+    Returns:
+        These rows, in ascending order, and the first row with the same digest for each; both int64 [R].
 
     Raises:
         ValueError: the length is not a multiple of 32.
@@ -32,9 +35,11 @@ def keep_unique(digests: bytes | bytearray | memoryview) -> np.ndarray:
     sorted_N4 = words_N4[order_N]
     starts_N = np.ones(len(order_N), bool)
     np.any(sorted_N4[1:] != sorted_N4[:-1], axis=1, out=starts_N[1:])
-    first_N = np.empty_like(starts_N)
-    first_N[order_N] = starts_N
-    return first_N
+    repeated_R, starts = np.flatnonzero(~starts_N), np.flatnonzero(starts_N)
+    firsts_R = starts[np.searchsorted(starts, repeated_R) - 1]
+    rows_R, firsts_R = order_N[repeated_R], order_N[firsts_R]
+    ascending_R = np.argsort(rows_R)
+    return rows_R[ascending_R], firsts_R[ascending_R]
 
 
 def keep_dissimilar(hashes_N: np.ndarray, distance: int, among_N: np.ndarray | None = None) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Label states of images: present, absent or unknown; their encoding in shard rows, and counts."""
+"""Label states of images: present, absent or unknown; their encoding in shard rows, and counts.
+
+Before states come from annotations, they are evidence: what one annotated row says of each label, as bits. Evidence of
+several rows of one image is united by a bitwise or, so neither order nor repetition of rows matters.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,23 @@ from sigrl_core.errors import ShardError
 from sigrl_core.labels.vocabulary import Vocabulary
 
 PRESENT, ABSENT, UNKNOWN = 1, -1, 0
+
+LISTED_PRESENT, LISTED_ABSENT, NOT_LISTED = 1, 2, 4
+"""Bits of evidence. `NOT_LISTED`: the row lists all labels that are present, so this one is absent unless listed."""
+
+
+def states_of(evidence: np.ndarray) -> np.ndarray:
+    """Returns the states [..., C] (int8) that follow from evidence [..., C] (uint8).
+
+    A label is present if it is listed as present, and absent if it is listed as absent. A label that is listed as both
+    is a conflict, and unknown. A label that no row lists is absent if a row implies it, else unknown.
+    """
+    is_present, is_absent = evidence & LISTED_PRESENT > 0, evidence & LISTED_ABSENT > 0
+    states = np.where(evidence & NOT_LISTED, np.int8(ABSENT), np.int8(UNKNOWN))
+    states[is_absent] = ABSENT
+    states[is_present] = PRESENT
+    states[is_present & is_absent] = UNKNOWN
+    return states
 
 
 def encode_states(states_C: np.ndarray) -> bytes:

@@ -5,6 +5,7 @@
     shards/00000.parquet     rows of SHARD_SCHEMA: one decoded, resized image each, without duplicates
     quarantine.parquet       rows of QUARANTINE_SCHEMA: images that cannot be used, with the reason
     duplicates.parquet       rows of DUPLICATES_SCHEMA: images that equal or resemble an image of the shards
+    conflicts.parquet        rows of CONFLICTS_SCHEMA: labels that one row of an image has and another excludes
     dataset.html             a page about the content
     listing.parquet, parts/  the listing and the commit record of each partition, from which --retry-failed reads
                              unreachable images again
@@ -54,6 +55,13 @@ SHARD_SCHEMA = pa.schema(
 )
 QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("uri", "reason", "detail")])
 DUPLICATES_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("uri", "sha256", "kind")])
+CONFLICTS_SCHEMA = pa.schema(
+    [
+        pa.field(name, pa.int64() if name.endswith("row") else pa.string(), nullable=False)
+        for name in ("uri", "sha256", "label", "present_uri", "present_row", "absent_uri", "absent_row")
+    ]
+)
+"""`uri`: of the image in the shards; `present_row` and `absent_row`: rows of listing.parquet, from 0."""
 
 _NEXT_STEP = "run preprocess.py again"
 

@@ -87,11 +87,15 @@ def s3_client(settings: S3Settings) -> Any:
     )
 
 
-def read_s3(path: str, max_bytes: int | None = None) -> bytes:
-    """Reads the object at `bucket/key`; raises OSError, or OversizeError if it has more than `max_bytes`."""
+def read_s3(path: str, max_bytes: int | None = None, num_bytes: int | None = None) -> bytes:
+    """Reads the object at `bucket/key`, or its first `num_bytes` if it is not empty.
+
+    Raises OSError, or OversizeError if it has more than `max_bytes`.
+    """
     bucket, _, key = path.partition("/")
+    part = {} if num_bytes is None else {"Range": f"bytes=0-{num_bytes - 1}"}
     with _as_os_errors():
-        response = s3_client(S3Settings.from_environment()).get_object(Bucket=bucket, Key=key)
+        response = s3_client(S3Settings.from_environment()).get_object(Bucket=bucket, Key=key, **part)
         with response["Body"] as body:
             if max_bytes is not None and response["ContentLength"] > max_bytes:
                 raise OversizeError(response["ContentLength"])

@@ -1,6 +1,7 @@
 """Turns a corpus into shards: lists it once, decodes the partitions in parallel, removes duplicates on the driver.
 
-`io.resumable_job` explains how a run is resumed, `data.shards` the format of the files.
+`io.resumable_job` explains how a run is resumed, `data.shards` the format of the files, `on_ray.deduplicate` what
+happens to images that occur more than once.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import sigrl_core
 from sigrl_core.config import PreprocessConfig, Resources
 from sigrl_core.config.deprecated import keep_defaults_of_0_1, upgrade_plan
 from sigrl_core.config.stages import AUTO_CORPUS
-from sigrl_core.corpora import PATH_CORPORA, apply_label_policy, label_states, open_corpus
+from sigrl_core.corpora import PATH_CORPORA, open_corpus
 from sigrl_core.corpora.detect import detect_corpus
 from sigrl_core.corpora.image_files import read_images
-from sigrl_core.corpora.listing import Listing
+from sigrl_core.corpora.image_walk import describe_left_out
+from sigrl_core.corpora.listing import ListedImage, Listing, label_evidence
 from sigrl_core.corpora.listing_file import (
     ListingSummary,
     list_partitions,
@@ -33,27 +32,26 @@ from sigrl_core.corpora.listing_file import (
     write_listing,
 )
 from sigrl_core.corpora.locations import check_locations
-from sigrl_core.data.duplicates import keep_dissimilar, keep_unique
 from sigrl_core.data.images import to_jpeg
-from sigrl_core.data.label_states import add_counts, count_states, decode_states, encode_states
+from sigrl_core.data.label_states import add_counts
 from sigrl_core.data.shards import (
+    CONFLICTS_SCHEMA,
     DUPLICATES_SCHEMA,
     QUARANTINE_SCHEMA,
     SCHEMA_VERSION,
     SHARD_SCHEMA,
     ShardFolder,
-    assign_split,
 )
 from sigrl_core.errors import CorpusError, ImageError, StorageError
 from sigrl_core.io import storage
 from sigrl_core.io.checksums import sha256_of, with_checksum
-from sigrl_core.io.parquet import open_parquet_bytes, to_parquet
+from sigrl_core.io.parquet import to_parquet
 from sigrl_core.io.resumable_job import PLAN, Partition, ResumableJob
 from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.on_ray.deduplicate import LISTING, Deduplicated, deduplicate, shard_entry, shard_states, staged_shard
 from sigrl_core.on_ray.partitions import Work, run_partitions
 from sigrl_core.on_ray.session import connect
 
-LISTING = "listing.parquet"
 READER_FLAGS = ("label_separator", "label_field", "label_numbers")
 """Fields of the configuration that `open_corpus` passes to the corpus; a manifest has those that are set."""
 
@@ -79,7 +77,7 @@ def preprocess(
         vocabulary: replaces the labels of `config.vocabulary`.
 
     Raises:
-        CorpusError: the corpus cannot be listed, or has no usable image.
+        CorpusError: the corpus cannot be listed, has no usable image, or has no labels without `config.no_labels`.
         StorageError: `config.out` cannot be written, contains another run, or is used by another run.
     """
     resources = resources or Resources()
@@ -113,6 +111,12 @@ def preprocess(
             _check_listing(config, manifest, write(None))
         ShardFolder.open(config.out).verify()
         if not (retry_failed and _unreachable(job)):
+            if "united" not in manifest and manifest["duplicates"]:
+                print(
+                    f"{config.out}: of {manifest['duplicates']} duplicates, version {manifest['code_version']} dropped "
+                    "the labels; to unite them with those of the images that stayed, choose another --out",
+                    file=sys.stderr,
+                )
             return manifest
     with job.locked(plan) as lease:
         where, staged = job.path(LISTING), job.path("work", LISTING)
@@ -120,6 +124,7 @@ def preprocess(
             listed = read_listing_summary(where)
         else:
             listed = write(staged)
+            _check_labels(config, listed, listing)
             job.start(plan)
             storage.move(staged, where)
         if retry_failed:
@@ -129,7 +134,7 @@ def preprocess(
         make_work = partial(_make_work, config, listed.vocabulary)
         while True:
             run_partitions(job, parts, make_work, lease, label="preprocess", resources=resources)
-            deduplicated = _deduplicate(config, job, listed.vocabulary, parts)
+            deduplicated = deduplicate(config, job, listed.vocabulary, parts)
             incomplete = [part for part, each in zip(parts, deduplicated, strict=True) if each is None]
             if not incomplete:
                 return _finish(config, job, listed, parts, [each for each in deduplicated if each is not None])
@@ -167,8 +172,19 @@ def _with_detected_corpus(config: PreprocessConfig, job: ResumableJob) -> Prepro
 
 
 def _portable(config: PreprocessConfig) -> dict[str, Any]:
-    """Returns the configuration without `out`, because a finished folder may be moved."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key != "out"}
+    """Returns what decides the content of the folder: not `out`, because a finished folder may be moved."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out", "no_labels")}
+
+
+def _check_labels(config: PreprocessConfig, listed: ListingSummary, listing: Listing) -> None:
+    """Raises CorpusError if no image has a label and the configuration does not confirm it."""
+    if listed.has_labels or config.no_labels:
+        return
+    source = f" ({listing.describe_source()})" if listing.describe_source else ""
+    raise CorpusError(
+        f"{config.annotations or config.images}: none of {listed.num_rows} images has a label{source}; correct the "
+        "annotations or --corpus, or add --no-labels if images without labels are intended"
+    )
 
 
 def _check_listing(config: PreprocessConfig, manifest: dict[str, Any], current: ListingSummary) -> None:
@@ -195,10 +211,14 @@ def preprocess_partition(config: PreprocessConfig, vocabulary: Vocabulary, part:
     """
     job = ResumableJob(config.out)
     listed = read_partition(job.path(LISTING), part)
-    states_NC = label_states(listed, vocabulary, config.annotation_scope)
-    rows, hashes, quarantine, num_bytes = [], [], [], 0
-    fetched = read_images(config.images, listed, uris_are_paths=config.corpus in PATH_CORPORA)
-    for row, states_C, data in zip(listed, states_NC, fetched, strict=True):
+    distinct: dict[tuple[str, int | None], ListedImage] = {}
+    for row in listed:  # an image that is listed several times is read once
+        distinct.setdefault((row.uri, row.offset), row)
+    evidence_NC = label_evidence(list(distinct.values()), vocabulary, config.annotation_scope)
+    results: dict[tuple[str, int | None], ImageError | tuple[str, int | None]] = {}
+    rows, num_bytes = [], 0
+    fetched = read_images(config.images, list(distinct.values()), uris_are_paths=config.corpus in PATH_CORPORA)
+    for key, evidence_C, data in zip(distinct, evidence_NC, fetched, strict=True):
         try:
             if isinstance(data, ImageError):
                 raise data
@@ -214,119 +234,36 @@ def preprocess_partition(config: PreprocessConfig, vocabulary: Vocabulary, part:
                 perceptual_hash=config.near_duplicates is not None,
             )
         except ImageError as error:
-            quarantine.append({"uri": row.uri, "reason": error.reason, "detail": error.detail})
+            results[key] = error
             continue
         sha256 = sha256_of(data)
-        if _split(config, sha256) == "train":
-            states_C = apply_label_policy(states_C, config.label_policy, sha256, config.seed)
-        if jpeg.perceptual_hash is not None:
-            hashes.append(jpeg.perceptual_hash)
+        results[key] = sha256, jpeg.perceptual_hash
         image = {"image": jpeg.data, "width": jpeg.width, "height": jpeg.height}
-        rows.append({"uri": row.uri, "sha256": sha256, **image, "label_states": encode_states(states_C)})
+        states = shard_states(config, evidence_C, sha256)
+        rows.append({"uri": key[0], "sha256": sha256, **image, "label_states": states})
     table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
     data = to_parquet(table)
-    storage.write_bytes(_staged_shard(job, part), data)
+    storage.write_bytes(staged_shard(job, part), data)
+    outcomes = [results[row.uri, row.offset] for row in listed]
+    quarantine = [
+        {"uri": row.uri, "reason": outcome.reason, "detail": outcome.detail}
+        for row, outcome in zip(listed, outcomes, strict=True)
+        if isinstance(outcome, ImageError)
+    ]
+    usable = [(number, *each) for number, each in enumerate(outcomes) if not isinstance(each, ImageError)]
     return {
-        "uris": [row["uri"] for row in rows],
-        "sha256": [row["sha256"] for row in rows],
-        "perceptual_hash": hashes,
-        "shard": _shard_entry(data, table, vocabulary),
+        "rows": [number for number, _, _ in usable],
+        "uris": [listed[number].uri for number, _, _ in usable],
+        "sha256": [sha256 for _, sha256, _ in usable],
+        "perceptual_hash": [each for _, _, each in usable if each is not None],
+        "shard": shard_entry(data, table, vocabulary),
         "quarantine": quarantine,
         "bytes_in": num_bytes,
         "num_failed": len(quarantine),
     }
 
 
-def _split(config: PreprocessConfig, sha256: str) -> str:
-    return assign_split(sha256, config.seed, config.validation_fraction, config.test_fraction)
-
-
-def _shard_entry(data: bytes, table: pa.Table, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Returns the entry of a shard in the manifest, except its name."""
-    states_NC = decode_states(table["label_states"], len(vocabulary))
-    short_sides = Counter(map(str, np.minimum(table["width"].to_numpy(), table["height"].to_numpy()).tolist()))
-    return {
-        "rows": table.num_rows,
-        "sha256": sha256_of(data),
-        "label_counts": count_states(states_NC, vocabulary),
-        "short_sides": dict(short_sides),
-    }
-
-
 # ---- on the driver, when all partitions are finished ----
-
-
-class _Deduplicated(NamedTuple):
-    """One partition after deduplication: its shard (None if no rows are left), and the rows that are not in it."""
-
-    shard: dict[str, Any] | None
-    duplicates: list[dict[str, str]]
-    quarantine: list[dict[str, str]]
-
-
-def _deduplicate(
-    config: PreprocessConfig, job: ResumableJob, vocabulary: Vocabulary, parts: Sequence[Partition]
-) -> list[_Deduplicated | None]:
-    """Moves the shards of all partitions to their final paths, without images that equal an image of an earlier row.
-
-    Returns:
-        The result of each partition. None means that the partition must be processed again: an image that was removed
-        as a duplicate in an earlier run is no longer one.
-    """
-    rows, digests, hashes = [], bytearray(), []
-    for record in job.records(parts):  # the records are read twice, so that they are not all in memory
-        rows.append(len(record["sha256"]))
-        digests += bytes.fromhex("".join(record["sha256"]))
-        if config.near_duplicates is not None:
-            hashes.append(np.array(record["perceptual_hash"], np.uint64))
-    first = keep_unique(digests)
-    kinds = np.where(first, "", "exact")
-    if config.near_duplicates is not None:
-        kinds[first & ~keep_dissimilar(np.concatenate(hashes), config.near_duplicates, first)] = "near"
-    kinds_by_part = np.split(kinds, np.cumsum(rows)[:-1])
-    with ThreadPoolExecutor(8) as pool:  # an object store copies several files at a time
-        return list(pool.map(partial(_deduplicate_partition, job, vocabulary), parts, kinds_by_part))
-
-
-def _deduplicate_partition(
-    job: ResumableJob, vocabulary: Vocabulary, part: Partition, kinds: np.ndarray
-) -> _Deduplicated | None:
-    """Moves the shard of a partition to its final path, without duplicates; returns None as `_deduplicate`.
-
-    An earlier run may have moved the shard, with more or fewer images removed.
-    """
-    record = job.record(part)
-    rows = zip(record["uris"], record["sha256"], kinds, strict=True)
-    duplicates = [{"uri": uri, "sha256": sha256, "kind": kind} for uri, sha256, kind in rows if kind]
-    keep = [sha256 for sha256, kind in zip(record["sha256"], kinds, strict=True) if not kind]
-    staged, final = _staged_shard(job, part), job.path("shards", part.name + ".parquet")
-    if not keep:
-        storage.remove(final)
-        return _Deduplicated(None, duplicates, record["quarantine"])
-    moved_before = not storage.exists(staged)
-    if moved_before and not storage.exists(final):
-        return None
-    shard_entry = record["shard"]
-    if not duplicates and not moved_before:
-        storage.move(staged, final)
-    elif duplicates or _sha256s(final) != keep:
-        data = storage.read_bytes(final if moved_before else staged)
-        table = open_parquet_bytes(data).read(use_threads=False)
-        missing = dict.fromkeys(keep)
-        mask = [missing.pop(sha256, False) is None for sha256 in table["sha256"].to_pylist()]  # the first of each
-        if missing:
-            return None
-        if not all(mask):
-            table = table.filter(pa.array(mask))
-            data = to_parquet(table)
-            storage.write_bytes(final, data)
-        shard_entry = _shard_entry(data, table, vocabulary)
-    return _Deduplicated({"name": part.name + ".parquet", **shard_entry}, duplicates, record["quarantine"])
-
-
-def _sha256s(shard: str) -> list[str]:
-    with storage.open_input(shard) as file:
-        return pq.ParquetFile(file).read(["sha256"])["sha256"].to_pylist()
 
 
 def _finish(
@@ -334,13 +271,16 @@ def _finish(
     job: ResumableJob,
     listed: ListingSummary,
     parts: Sequence[Partition],
-    deduplicated: Sequence[_Deduplicated],
+    deduplicated: Sequence[Deduplicated],
 ) -> dict[str, Any]:
     """Writes the files about the whole folder, the manifest last; returns the manifest."""
     unusable = [row for each in deduplicated for row in each.quarantine]
     quarantine = _write_table(job, "quarantine", QUARANTINE_SCHEMA, unusable)
     duplicates = [row for each in deduplicated for row in each.duplicates]
     _write_table(job, "duplicates", DUPLICATES_SCHEMA, duplicates)
+    conflicts = [row for each in deduplicated for row in each.conflicts]
+    _write_table(job, "conflicts", CONFLICTS_SCHEMA, conflicts)
+    num_united = sum(each.num_united for each in deduplicated)
     if len(unusable) == listed.num_rows:
         reasons = sorted({row["reason"] for row in unusable})
         raise CorpusError(
@@ -364,14 +304,34 @@ def _finish(
             "rows_out": sum(shard["rows"] for shard in shards),
             "quarantined": len(unusable),
             "duplicates": len(duplicates),
+            "united": num_united,
+            "conflicts": len(conflicts),
+            "left_out": listed.left_out,
             "split": {"seed": config.seed, "validation": config.validation_fraction, "test": config.test_fraction},
             "quarantine": quarantine,
             "shards": [{**shard, "label_counts": _present(shard["label_counts"])} for shard in shards],
             "label_counts": reduce(add_counts, (shard["label_counts"] for shard in shards)),
         }
     )
+    _report(job, listed, num_united, conflicts)
     job.finish(manifest, parts)
     return manifest
+
+
+def _report(job: ResumableJob, listed: ListingSummary, num_united: int, conflicts: Sequence[dict[str, Any]]) -> None:
+    """Prints what a user would not expect: files that are left out, labels that were united, and conflicts."""
+    if listed.left_out:
+        print(f"preprocess: left out: {describe_left_out(listed.left_out)}", file=sys.stderr)
+    if num_united:
+        print(f"preprocess: images whose labels were united from several rows or copies: {num_united}", file=sys.stderr)
+    if conflicts:
+        row = conflicts[0]
+        print(
+            "preprocess: labels that are present in one row of an image and absent in another, and therefore unknown: "
+            f"{len(conflicts)}, such as {row['label']!r}, present for {row['present_uri']} (row {row['present_row']}), "
+            f"absent for {row['absent_uri']} (row {row['absent_row']}); {job.path('conflicts.parquet')} lists them",
+            file=sys.stderr,
+        )
 
 
 def _write_table(job: ResumableJob, name: str, schema: pa.Schema, rows: list[dict[str, str]]) -> dict[str, Any]:
@@ -383,11 +343,3 @@ def _write_table(job: ResumableJob, name: str, schema: pa.Schema, rows: list[dic
 def _present(counts: dict[str, dict[str, int]]) -> dict[str, int]:
     """Returns the number of images with each label, for labels that occur."""
     return {name: states["present"] for name, states in counts.items() if states["present"]}
-
-
-def _staged_shard(job: ResumableJob, part: Partition) -> str:
-    """Returns the path of a partition's shard until its duplicates are known.
-
-    It differs from the final path, because a worker that outlives its driver may write the shard again.
-    """
-    return job.path("work", "shards", part.name + ".parquet")

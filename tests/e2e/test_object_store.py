@@ -143,7 +143,8 @@ def test_a_store_that_fails_for_a_while_changes_no_byte(reached: Store, tmp_path
 
 
 def command(images: str, out: str) -> list[str]:
-    flags = ["--corpus", "folder", "--images", images, "--out", out, "--rows-per-shard", "20", "--short-side", "224"]
+    flags = ["--corpus", "folder", "--no-labels", "--images", images, "--out", out, "--rows-per-shard", "20"]
+    flags += ["--short-side", "224"]
     return [sys.executable, str(PREPROCESS), *flags]
 
 

@@ -36,6 +36,8 @@ NEW_FIELDS = ("chroma", "long_side", "short_sides", "label_separator", "label_fi
 
 RENAMED_FIELDS = {"annotation_scope": "annotated", "label_policy": "labels", "rows_per_shard": "rows_per_part"}
 """Fields of manifests -> their names in 0.1.0; `rows_per_shard` of shards kept its name."""
+NEW_COUNTS = {"united", "conflicts", "left_out"}
+"""Keys of manifests that 0.1.0 did not have; nothing of this corpus counts there."""
 RENAMED_COLUMNS = {
     "scoring.patches_kept": "scoring.top_k_patches",
     "reconstruction.unit_rms": "reconstruction.rms_normalise",
@@ -102,6 +104,8 @@ def content_hash(manifest: Path) -> str:
     content = json.loads(manifest.read_text())
     for name in ("sha256", "code_version", "images"):
         content.pop(name, None)
+    for name in NEW_COUNTS & set(content):
+        assert not content.pop(name), name
     for name in ("images", "annotations", "vocabulary"):
         content.get("config", {}).pop(name, None)
     for part in (content, content.get("config", {}), *content.get("shards", [])):

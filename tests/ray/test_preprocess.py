@@ -27,6 +27,7 @@ from sigrl_core.io.checksums import sha256_of
 from sigrl_core.io.resumable_job import ResumableJob, plan_partitions
 from sigrl_core.labels.vocabulary import Vocabulary
 from sigrl_core.on_ray import preprocess as preprocess_module
+from sigrl_core.on_ray.deduplicate import deduplicate
 from sigrl_core.on_ray.preprocess import preprocess
 from tests.conftest import fingerprint
 from tests.hostile import hostile
@@ -70,8 +71,15 @@ def test_shards_hold_the_corpus_in_order(images: Path, tmp_path: Path) -> None:
         "long_side": "aligned",
     }
     names = [f"shards/0000{i}.parquet" for i in range(4)]
-    tables = ["listing.parquet", "manifest.json", "plan.json", "quarantine.parquet"]
-    expected = ["duplicates.parquet", *tables, *names, "vocabulary.json"]
+    tables = [
+        "conflicts.parquet",
+        "duplicates.parquet",
+        "listing.parquet",
+        "manifest.json",
+        "plan.json",
+        "quarantine.parquet",
+    ]
+    expected = [*tables, *names, "vocabulary.json"]
     assert sorted(fingerprint(tmp_path / "out")) == expected
 
 
@@ -114,7 +122,9 @@ def test_hostile_files_are_all_accounted_for(tmp_path: Path, make_image, encoded
     (tmp_path / "in").mkdir()
     for number, file in enumerate(files):
         (tmp_path / "in" / f"{number:03d}{('.jpg', '.png', '.gif')[number % 3]}").write_bytes(file.data)
-    manifest = preprocess(config_for(tmp_path / "in", tmp_path / "out", rows_per_shard=40, max_pixels=50_000_000))
+    manifest = preprocess(
+        config_for(tmp_path / "in", tmp_path / "out", rows_per_shard=40, max_pixels=50_000_000, no_labels=True)
+    )
     ShardFolder.open(str(tmp_path / "out")).verify()
     assert manifest["rows_in"] == 150
     assert manifest["rows_out"] + manifest["quarantined"] + manifest["duplicates"] == 150
@@ -171,7 +181,7 @@ def test_no_usable_image(tmp_path: Path) -> None:
     for i in range(4):
         (tmp_path / "pictures" / f"{i}.jpg").write_text(f"text {i}")
     with pytest.raises(CorpusError, match=r"none of 4 images can be used \(not_an_image\)"):
-        preprocess(config_for(tmp_path / "pictures", tmp_path / "out"))
+        preprocess(config_for(tmp_path / "pictures", tmp_path / "out", no_labels=True))
     assert (tmp_path / "out/quarantine.parquet").exists()
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -252,7 +262,8 @@ def test_images_that_could_not_be_reached_are_taken_again(images: Path, tmp_path
     uris = sorted(str(path.relative_to(images)) for path in images.rglob("*.jpg"))
     rows = [json.dumps({"uri": uri, "labels": []}) + "\n" for uri in [*uris, "never there.jpg"]]
     (tmp_path / "a.jsonl").write_text("".join(rows))
-    config = config_for(images, tmp_path / "out", corpus="jsonl", annotations=str(tmp_path / "a.jsonl"))
+    listed = {"corpus": "jsonl", "annotations": str(tmp_path / "a.jsonl"), "no_labels": True}
+    config = config_for(images, tmp_path / "out", **listed)
     preprocess(dataclasses.replace(config, out=str(tmp_path / "whole")))
     os.rename(images / "cat/late.jpg", tmp_path / "kept")
     before = preprocess(config)
@@ -310,7 +321,7 @@ def test_deduplication_holds_few_records_at_a_time(images: Path, tmp_path: Path)
         finally:
             tracemalloc.stop()
 
-    peak = held(lambda: preprocess_module._deduplicate(config, job, Vocabulary.from_names(["cat"]), parts))
+    peak = held(lambda: deduplicate(config, job, Vocabulary.from_names(["cat"]), parts))
     assert peak < held(lambda: list(job.records(parts))) / 2
 
 

@@ -50,7 +50,7 @@ def test_folder_errors(tmp_path, images, read_corpus) -> None:
     with pytest.raises(CorpusError, match="no such folder"):
         list_corpus(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorpusError, match=r"no image files with suffixes .jpg, .* under it"):
+    with pytest.raises(CorpusError, match=r"no image files under it, by ending \(.jpg, .*\) or content; check"):
         list_corpus(tmp_path / "empty")
     with pytest.raises(CorpusError, match="takes no annotations"):
         list_corpus(images, "a.json")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigrl_core.data.duplicates import MAX_DISTANCE, keep_dissimilar, keep_unique
+from sigrl_core.data.duplicates import MAX_DISTANCE, find_repeated, keep_dissimilar
 
 pytestmark = pytest.mark.unit
 
@@ -35,15 +35,16 @@ DIGESTS = [*(hashlib.sha256(bytes([n])).digest() for n in range(6)), bytes(31) +
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(DIGESTS)))
-def test_keep_unique(digests: list[bytes]) -> None:
-    expected = [digest not in digests[:row] for row, digest in enumerate(digests)]
-    assert keep_unique(b"".join(digests)).tolist() == expected
-    assert keep_unique(memoryview(b"".join(digests))).tolist() == expected
+def test_find_repeated(digests: list[bytes]) -> None:
+    expected = [(row, digests.index(digest)) for row, digest in enumerate(digests) if digest in digests[:row]]
+    for form in (bytes, memoryview):
+        rows, firsts = find_repeated(form(b"".join(digests)))
+        assert list(zip(rows.tolist(), firsts.tolist(), strict=True)) == expected
 
 
 def test_incomplete_digests_are_refused() -> None:
     with pytest.raises(ValueError, match="33 bytes of digests; expected a multiple of 32"):
-        keep_unique(bytes(33))
+        find_repeated(bytes(33))
 
 
 @settings(max_examples=200, deadline=None)
