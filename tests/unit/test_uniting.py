@@ -1,5 +1,7 @@
 """Uniting the labels of several rows of one image: properties, and the rule for each pair of statements."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def rows_of(drawn) -> list[ListedImage]:
     return [ListedImage("a.jpg", labels, negatives) for labels, negatives in drawn]
 
 
-def united(rows: list[ListedImage], scope="all") -> list[int]:
+def united(rows: list[ListedImage], scope: Any = "all") -> list[int]:
     return states_of(np.bitwise_or.reduce(label_evidence(rows, VOCABULARY, scope), axis=0)).tolist()
 
 
