@@ -43,9 +43,8 @@ def _list_images(images: str, left_out: Counter[str]) -> Iterator[ListedImage]:
         yield ListedImage(file.path, None if label is None else (label,), size=file.size)
     if file is None:
         rest = f"; left out: {describe_left_out(left_out)}" if left_out else ""
-        raise CorpusError(
-            f"{images}: no image files, by ending ({', '.join(SUFFIXES)}) or content{rest}; check --images"
-        )
+        endings = ", ".join(SUFFIXES)
+        raise CorpusError(f"{images}: no image files under it, by ending ({endings}) or content{rest}; check --images")
 
 
 def _has_splits(images: str, first: str) -> bool:
