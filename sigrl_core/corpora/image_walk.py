@@ -13,6 +13,7 @@ from sigrl_core.data.images import SUFFIXES
 from sigrl_core.data.signatures import PICTURE_FORMATS, SIGNATURE_BYTES, format_of
 from sigrl_core.errors import StorageError
 from sigrl_core.io import storage
+from sigrl_core.io.first_bytes import read_first_bytes
 from sigrl_core.io.prefetch import files_in_flight, is_local, prefetch_map
 from sigrl_core.io.retry import is_transient
 
@@ -91,7 +92,7 @@ def _examine(images: str, file: storage.File) -> str | None:
     if not file.size:
         return "(empty)"
     try:
-        name = format_of(storage.read_start(storage.join_walked(images, file.path), SIGNATURE_BYTES))
+        name = format_of(read_first_bytes(storage.join_walked(images, file.path), SIGNATURE_BYTES))
     except StorageError as error:
         if is_transient(error):  # the store fails, not the file
             raise

@@ -172,17 +172,6 @@ def _read_store(uri: str, path: str, max_bytes: int | None) -> bytes:
             return file.read()
 
 
-@with_retries
-def read_start(uri: str, num_bytes: int) -> bytes:
-    """Reads the first bytes of a file that is not empty, in one request; raises StorageError as `read_bytes`."""
-    filesystem, path = filesystem_for(uri)
-    with explain_errors(uri, "read"):
-        if uri.startswith("s3://"):
-            return object_store.read_s3(uri.removeprefix("s3://"), num_bytes=num_bytes)
-        with filesystem.open_input_file(path) as file:
-            return file.read(num_bytes)
-
-
 @contextlib.contextmanager
 def open_input(uri: str) -> Iterator[Any]:
     """Opens the file to read parts of it: a `pyarrow.NativeFile`, or a `StoreFile` with the same methods.
