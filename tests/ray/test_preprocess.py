@@ -171,8 +171,10 @@ def test_another_run_in_the_same_folder_is_refused(images: Path, tmp_path: Path)
     shutil.copy(images / "cat/00.jpg", images / "cat/new.jpg")
     with pytest.raises(StorageError, match=r"was made of 12 listed images of .*, which now lists 13"):
         preprocess(config)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(StorageError, match="holds files of something else"):
-        preprocess(config_for(images, images))
+        preprocess(config_for(images, tmp_path / "other"))
 
 
 @pytest.mark.usefixtures("in_process")
