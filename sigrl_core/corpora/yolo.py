@@ -9,12 +9,14 @@ is beside the image.
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import yaml
 
+from sigrl_core.corpora.image_walk import walk_images
 from sigrl_core.corpora.listing import ListedImage, Listing, class_name, corpus_vocabulary, require_file, require_folder
 from sigrl_core.corpora.text import read_names
 from sigrl_core.data.images import SUFFIXES
@@ -36,7 +38,8 @@ def list_corpus(images: str, annotations: str | None = None) -> Listing:
     require_folder(images)
     classes = _read_yaml_names(where) if where.lower().endswith((".yaml", ".yml")) else read_names(where)
     vocabulary = corpus_vocabulary(classes, where)
-    return Listing(_list_images(storage.absolute(images), classes), vocabulary)
+    left_out = Counter[str]()
+    return Listing(_list_images(storage.absolute(images), classes, left_out), vocabulary, left_out)
 
 
 def _read_yaml_names(where: str) -> list[str]:
@@ -59,8 +62,8 @@ def _read_yaml_names(where: str) -> list[str]:
     return [str(name).encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip() for name in names]
 
 
-def _list_images(images: str, classes: list[str]) -> Iterator[ListedImage]:
-    files = storage.walk(images, SUFFIXES)
+def _list_images(images: str, classes: list[str], left_out: Counter[str]) -> Iterator[ListedImage]:
+    files = walk_images(images, left_out, annotations=(".txt", ".yaml", ".yml"))
     any_text, text = False, ""
     read = partial(_read_labels, images, classes)
     for file, text, labels in prefetch_map(read, files, files_in_flight(images)):  # noqa: B007

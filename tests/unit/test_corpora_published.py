@@ -447,3 +447,16 @@ def test_cub_split_errors(tmp_path, read_corpus) -> None:
     fails(read_corpus, "cub_test", root / "images", root, "train_test_split.txt: no such file")
     assert {"cub", "cub_train", "cub_test"} <= CORPORA.keys()
     assert get_corpus("cub")(str(root / "images"), str(root)).vocabulary is not None  # which needs no split
+
+
+def test_yolo_images_of_unknown_endings(tmp_path: Path, make_image) -> None:
+    """They are known by their content; files that are not taken are counted, files with labels are not."""
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    make_image(0).save(tmp_path / "images" / "a.jfif", "JPEG")
+    (tmp_path / "images" / "notes.doc").write_text("a text")
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 1 1\n")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    listing = get_corpus("yolo")(str(tmp_path), str(tmp_path / "classes.txt"))
+    assert [(image.uri, image.labels) for image in listing.images] == [("images/a.jfif", ("cat",))]
+    assert listing.left_out == {".doc (not an image)": 1}
