@@ -198,6 +198,7 @@ def test_training_goes_on(folder: Path, run: Run) -> None:
         assert found == pytest.approx(expected, rel=1e-4)
     found, expected = (load_file(folder / each / "checkpoint/weights.safetensors") for each in (out, "finished"))
     assert found.keys() == expected.keys()
+    del expected["head.bias"]  # a ranking's gradient for it is 0 but for rounding, and Adam makes whole steps of that
     assert max(np.abs(found[name] - expected[name]).max() for name in expected) < 1e-4
 
 
