@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import warnings
 from typing import Literal, NamedTuple
@@ -12,6 +13,8 @@ import numpy as np
 from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, UnidentifiedImageError
 
+from sigrl_core.data import jpeg, png, tiff
+from sigrl_core.data.signatures import format_of
 from sigrl_core.errors import ImageError
 
 REASONS = ("truncated", "not_an_image", "too_many_pixels", "empty", "unreachable", "unsupported")
@@ -29,9 +32,29 @@ ALIGNED_SIZES = (224, 336)
 """Image sizes of the usual CLIP models, whose crops `resize_short_side` keeps in place."""
 
 # A closed list, so that a file's first bytes cannot select an unexpected decoder (EPS starts Ghostscript).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-_KNOWN_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-_UNSUPPORTED_SIGNATURES = (b"%PDF", b"%!PS", b"<svg", b"8BPS", b"\0\0\1\0", b"\xff\x0a", b"\0\0\0\x0cJXL", b"SIMPLE")
+_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
+try:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+    _FORMATS.append("HEIF")
+except ImportError:  # the package has no wheel for this platform; HEIC is then `unsupported`
+    pass
+_DECODED = {
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "avif",
+    "jpeg2000",
+    "ppm",
+    "pgm",
+    "pbm",
+}  # besides TIFF, of `format_of`
+
+_UNSUPPORTED = re.compile("[Uu]nsupported|not supported|unknown raw mode")
+"""Messages of decoders about a kind of file that they do not decode; other messages are about damage."""
 
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {  # by EXIF orientation
@@ -63,7 +86,7 @@ class Jpeg(NamedTuple):
 def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, short_side: int = 0) -> Image.Image:
     """Decodes the first frame to 8-bit RGB, upright (EXIF orientation applied), on white where it is transparent.
 
-    16-bit and float images are scaled to 8 bits, not clipped. Colour profiles are not applied.
+    16-bit images are scaled to 8 bits, not clipped; for 32 bits see `_to_8_bits`. Colour profiles are not applied.
 
     Args:
         max_pixels: larger images are refused by their header, before any pixel is decoded; at most 200 million.
@@ -73,8 +96,7 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, short_side: int = 
     Raises:
         ImageError: with a reason of `REASONS`.
     """
-    image = _open(data, max_pixels)
-    return _load(image, short_side)
+    return _load(_open(data, max_pixels), short_side, data)
 
 
 def resize_short_side(
@@ -156,7 +178,7 @@ def to_jpeg(
     small = not short_side or min(full_size) <= short_side
     unwanted = {"xmp"} if keep_exif and _orientation(image) == 1 else {"exif", "xmp"}
     keep = small and image.format == "JPEG" and image.mode == "RGB" and not unwanted & set(image.info)
-    resized = resize_short_side(_load(image, short_side), short_side, long_side, full_size)
+    resized = resize_short_side(_load(image, short_side, data), short_side, long_side, full_size)
     exif = _upright_exif(image) if keep_exif and not keep else b""
     try:
         encoded = data if keep else encode_jpeg(resized, quality, exif, chroma)
@@ -170,7 +192,7 @@ def centre_crop_array(image: Image.Image | bytes, size: int, max_pixels: int = D
 
     Equal to resizing, then cropping, up to rounding. Only the square is computed, so a 1 x 60,000 image is no slower.
     """
-    image = _load(image, 0) if isinstance(image, Image.Image) else decode(image, max_pixels)
+    image = _load(image) if isinstance(image, Image.Image) else decode(image, max_pixels)
     short = min(image.size)
     scaled = [int(size * side / short) for side in image.size]
     box = []
@@ -193,43 +215,100 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("empty", "0 bytes")
     try:
-        with _HEADER_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a user's log does not need the oddities of a file
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = _read_header(data)
     except Image.DecompressionBombError as error:
-        raise ImageError("too_many_pixels", str(error)) from error
-    except UnidentifiedImageError as error:
-        if data.startswith(_KNOWN_SIGNATURES):
-            raise ImageError("truncated", f"{len(data)} bytes end inside the header") from error
-        if data.lstrip().startswith(_UNSUPPORTED_SIGNATURES) or data[4:8] == b"ftyp":
-            raise ImageError("unsupported", f"starts with {data[:12]!r}; known are {', '.join(_FORMATS)}") from error
-        raise ImageError("not_an_image", f"starts with {data[:12]!r}") from error
+        pixels = re.search(r"(\d+) pixels", str(error))
+        raise _too_many_pixels(f"{pixels[1]} pixels" if pixels else "its header", max_pixels) from error
     except Exception as error:  # decoders raise any error, from struct.error to SyntaxError, for damaged headers
-        raise ImageError("truncated", f"{type(error).__name__}: {error}") from error
+        raise _refusal(data, error) from error
     if image.width * image.height > max_pixels:
-        raise ImageError("too_many_pixels", f"{image.width}x{image.height}; at most {max_pixels} pixels are decoded")
+        raise _too_many_pixels(f"{image.width}x{image.height}", max_pixels)
     if not image.width * image.height:
         raise ImageError("empty", f"{image.width}x{image.height} pixels")
+    if image.format == "TIFF":
+        tiff.check(image)
     return image
 
 
-def _load(image: Image.Image, short_side: int) -> Image.Image:
+def _read_header(data: bytes) -> Image.Image:
+    with _HEADER_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a user's log does not need the oddities of a file
+        try:
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
+        except (UnidentifiedImageError, ValueError, OSError, SyntaxError):
+            if format_of(data) != "png":
+                raise
+            return Image.open(io.BytesIO(png.without_metadata(data)), formats=_FORMATS)
+
+
+def _too_many_pixels(size: str, max_pixels: int) -> ImageError:
+    limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+    return ImageError("too_many_pixels", f"{size}; at most {limit} pixels are decoded")
+
+
+def _refusal(data: bytes, error: Exception) -> ImageError:
+    """Returns the error for a file that Pillow does not open."""
+    name = format_of(data)
+    if name is None or name == "html":
+        return ImageError("not_an_image", name or f"starts with {data[:12]!r}")
+    if name == "tiff":
+        return tiff.refusal(data)
+    if name == "jpeg" and (kind := jpeg.unsupported_kind(data)) is not None:
+        return ImageError("unsupported", f"jpeg: {kind}")
+    if name not in _DECODED and not (name == "heic" and "HEIF" in _FORMATS):
+        return ImageError("unsupported", f"{name}; decoded are {', '.join(_FORMATS)}")
+    if _UNSUPPORTED.search(str(error)) is not None or (name in ("avif", "heic") and _has_all_boxes(data)):
+        return ImageError("unsupported", f"{name}: {error}")
+    return ImageError("truncated", f"{name}: {len(data)} bytes end inside the header, or it is damaged: {error}")
+
+
+def _has_all_boxes(data: bytes) -> bool:
+    """Returns whether the boxes of an ISO file (AVIF, HEIC) end where the file ends."""
+    position = 0
+    while position + 8 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        if length == 1:  # the length follows in 64 bits
+            length = int.from_bytes(data[position + 8 : position + 16], "big")
+        if length == 0:  # up to the end of the file
+            return True
+        position += max(length, 8)
+    return position == len(data)
+
+
+def _load(image: Image.Image, short_side: int = 0, data: bytes | None = None) -> Image.Image:
+    """Decodes the pixels of an opened image; `data` is its file, None for an image that the caller has opened."""
     try:
-        if short_side:
-            image.draft(image.mode, (2 * short_side, 2 * short_side))  # JPEG: 1/2, 1/4 or 1/8 while decoding
-        image.load()
+        pixels = image if data is None else _decode_pixels(image, short_side, data)
+        pixels.load()
+    except ImageError:
+        raise
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageError("too_many_pixels", f"{type(error).__name__}: {error}") from error
     except Exception as error:
-        raise ImageError("truncated", f"{type(error).__name__}: {error}") from error
+        is_known = _UNSUPPORTED.search(str(error)) is not None or tiff.needs_missing_codec(image)
+        reason = "unsupported" if is_known else "truncated"
+        raise ImageError(reason, f"{str(image.format).lower()}: {type(error).__name__}: {error}") from error
     try:
-        return _rgb(_upright(image))
+        return _rgb(_upright(pixels, _orientation(image)))
     except Exception as error:
-        raise ImageError("unsupported", f"mode {image.mode}: {error}") from error
+        raise ImageError("unsupported", f"{str(image.format).lower()}: mode {image.mode}: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    transposition = _TRANSPOSITIONS.get(_orientation(image))
+def _decode_pixels(image: Image.Image, short_side: int, data: bytes) -> Image.Image:
+    if image.format in jpeg.FORMATS:
+        return jpeg.decode_jpeg(data, image, short_side)
+    if image.format != "PNG":
+        return image
+    try:
+        image.load()
+    except (ValueError, OSError, SyntaxError):  # also for damaged metadata after the pixels
+        image = Image.open(io.BytesIO(png.without_metadata(data)), formats=("PNG",))
+        image.load()
+    return png.with_transparency(image, data)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    transposition = _TRANSPOSITIONS.get(orientation)
     return image if transposition is None else image.transpose(transposition)
 
 
@@ -270,12 +349,20 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> np.ndarray:
-    """Scales one channel of 16 or 32 bits to uint8.
+    """Scales one channel of 16 or 32 bits to uint8; negative values and NaN are black.
 
-    A 32-bit file does not name its white value. It is taken as the smallest usual one (1 for floats, 255, 65,535,
-    2^31 - 1) that no value exceeds.
+    White is 65,535 for 16 bits. A file of 32 bits, or of 16 with a sign, does not name its white value. It is then the
+    value that one pixel in a thousand exceeds, but at least 1 for floats and 255 for whole numbers. So a slightly
+    larger value never changes the image much, and neither does a single very large one.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
-    whites = {"I": (65_535, 2**31 - 1), "F": (1, 255, 65_535, 2**31 - 1)}.get(image.mode, (65_535,))
-    white = next((white for white in whites if values.max() <= white), values.max())
-    return np.rint(values.clip(0) * (255 / white)).astype(np.uint8)
+    values = np.asarray(image)
+    if image.mode == "I" and tiff.is_unsigned_32(image):
+        values = values.view(np.uint32)
+    values = values.astype(np.float64)
+    if image.mode in ("I", "F") and image.format != "PPM":  # PPM names its white value, and Pillow scales it to 65,535
+        finite = values[np.isfinite(values)]
+        largest = np.quantile(finite, 0.999, method="lower") if finite.size else 0
+        white = max(largest, 1 if image.mode == "F" else 255)
+    else:
+        white = 1 if image.mode == "F" else 65_535
+    return np.rint(np.nan_to_num(np.clip(values / white, 0, 1)) * 255).astype(np.uint8)

@@ -1,0 +1,99 @@
+"""Decodes JPEG files with libjpeg-turbo, and finds those whose scan is cut.
+
+For a scan that ends too early, libjpeg fills the rest with grey and only warns. Pillow hides these warnings, and
+refuses a file without an end marker although its scan may be complete. simplejpeg returns the pixels that Pillow
+returns, and raises the first warning as an error.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+from PIL import Image
+
+from sigrl_core.errors import ImageError
+
+FORMATS = ("JPEG", "MPO")
+"""Formats of Pillow that this module decodes; MPO is a JPEG with more images after the first."""
+
+_END_MARKER = b"\xff\xd9"
+_NO_END_MARKER = "Premature end of JPEG file"
+_CUT_SCAN = "premature end of data segment"
+_COLOUR_SPACES = {"RGB": "RGBX", "L": "GRAY", "CMYK": "CMYK"}  # of simplejpeg, by mode of Pillow
+_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+
+
+def decode_jpeg(data: bytes, header: Image.Image, short_side: int = 0) -> Image.Image:
+    """Decodes a JPEG whose header Pillow has read, to the pixels that Pillow returns.
+
+    Args:
+        data: the file; its end marker may be missing if no block of the image is.
+        header: opened by Pillow, not loaded.
+        short_side: large images are decoded at 1/2, 1/4 or 1/8 of their size, with at least twice this short side;
+            0 decodes all of them in full size.
+
+    Raises:
+        ImageError: `truncated` if blocks of the image are missing.
+    """
+    _reduce(header, short_side)
+    try:
+        return _decode_strictly(data, header)
+    except ValueError as error:
+        warning = str(error)
+    if _NO_END_MARKER in warning:  # with the end marker, a second attempt only warns if the scan is cut
+        data += _END_MARKER
+        try:
+            return _decode_strictly(data, header)
+        except ValueError as error:
+            warning = str(error)
+    if _CUT_SCAN in warning:
+        raise ImageError("truncated", f"jpeg: {warning}")
+    return _decode_with_pillow(data, short_side)  # another warning, such as bytes before a marker
+
+
+def unsupported_kind(data: bytes) -> str | None:
+    """Returns what makes a JPEG undecodable here (lossless, 12 bits); None for the usual kinds and for a cut header."""
+    position = 2
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _FRAMES:
+            bits, components = data[position + 4], data[position + 9]
+            if bits != 8:
+                return f"{bits} bits per sample"
+            if components not in (1, 3, 4):
+                return f"{components} components"
+            return None if marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) else f"coding {marker:02X}"
+        # fill bytes may stand before a marker
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def _decode_strictly(data: bytes, header: Image.Image) -> Image.Image:
+    """Raises ValueError with the text of libjpeg's first warning or error."""
+    space = _COLOUR_SPACES[header.mode]
+    pixels_HWC = simplejpeg.decode_jpeg(data, space, min_width=header.width, min_height=header.height)
+    if pixels_HWC.shape[:2] != (header.height, header.width):
+        raise ValueError("another size than Pillow's")
+    if space == "RGBX":  # the layout of Pillow's own memory, so nothing is copied
+        flat = pa.array(pixels_HWC.reshape(-1))
+        return Image.fromarrow(pa.FixedSizeListArray.from_arrays(flat, 4), "RGB", header.size)
+    if space == "GRAY":
+        return Image.fromarray(pixels_HWC[..., 0])
+    return Image.fromarray(
+        np.invert(pixels_HWC), "CMYK"
+    )  # Pillow takes every CMYK JPEG for an inverted one, as Adobe's
+
+
+def _decode_with_pillow(data: bytes, short_side: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    _reduce(image, short_side)
+    image.load()
+    return image
+
+
+def _reduce(image: Image.Image, short_side: int) -> None:
+    if short_side:
+        image.draft(image.mode, (2 * short_side, 2 * short_side))
