@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from tests.odd_images import with_declared_size
+
 ORIENTATION = 0x0112
 
 
@@ -75,7 +77,12 @@ def _cut_png(data: bytes, rng: random.Random) -> _Made:
 
 
 def _cut_and_closed(data: bytes, rng: random.Random) -> _Made:
-    return data[: rng.randrange(20, len(data) - 2)] + b"\xff\xd9", "either"
+    return data[: rng.randrange(20, len(data) - 2)] + b"\xff\xd9", "truncated"
+
+
+def _without_end_marker(data: bytes, rng: random.Random) -> _Made:
+    whole = _encoded(_rgb(data), "JPEG", progressive=rng.choice([True, False]))
+    return whole[: rng.choice([-2, -1])], "good", _rgb(whole)
 
 
 def _zeros_inside(data: bytes, rng: random.Random) -> _Made:
@@ -97,7 +104,11 @@ def _page_for_image(data: bytes, rng: random.Random) -> _Made:
 
 
 def _program(data: bytes, rng: random.Random) -> _Made:
-    starts = [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"%PDF-1.7\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
+    starts = [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"%PDF-1.7\n",
+        b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>",
+    ]
     return rng.choice(starts), "unsupported"
 
 
@@ -116,6 +127,22 @@ def _jpeg_bomb(data: bytes, rng: random.Random) -> _Made:
     plain = _encoded(_rgb(data), "JPEG")
     frame = plain.index(b"\xff\xc0")
     return plain[: frame + 5] + struct.pack(">HH", 65_500, 65_500) + plain[frame + 9 :], "too_many_pixels"
+
+
+def _cut_iso(format: str) -> _Maker:
+    def make(data: bytes, rng: random.Random) -> _Made:
+        whole = _encoded(_rgb(data).resize((64, 48)), format)
+        return whole[: rng.randrange(20, len(whole) - 1)], "truncated"
+
+    return make
+
+
+def _iso_bomb(format: str) -> _Maker:
+    def make(data: bytes, rng: random.Random) -> _Made:
+        side = rng.choice([10_001, 30_000, 2**31 - 1])
+        return with_declared_size(_encoded(_rgb(data).resize((64, 48)), format), side, side), "too_many_pixels"
+
+    return make
 
 
 def _gif_bomb(data: bytes, rng: random.Random) -> _Made:
@@ -216,6 +243,13 @@ _KINDS: list[tuple[str, _Maker]] = [
     ("random bytes", _random_bytes),
     ("a page", _page_for_image),
     ("a program", _program),
+    ("no end marker", _without_end_marker),
+    ("HEIC named .jpg", _other_format("HEIF")),
+    ("AVIF named .jpg", _other_format("AVIF", speed=10)),
+    ("cut HEIC", _cut_iso("HEIF")),
+    ("cut AVIF", _cut_iso("AVIF")),
+    ("HEIC bomb", _iso_bomb("HEIF")),
+    ("AVIF bomb", _iso_bomb("AVIF")),
     ("PNG bomb", _png_bomb),
     ("JPEG bomb", _jpeg_bomb),
     ("GIF bomb", _gif_bomb),

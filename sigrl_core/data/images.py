@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
 import warnings
@@ -13,7 +14,7 @@ import numpy as np
 from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, UnidentifiedImageError
 
-from sigrl_core.data import jpeg, png, tiff
+from sigrl_core.data import iso_boxes, jpeg, png, tiff
 from sigrl_core.data.signatures import format_of
 from sigrl_core.errors import ImageError
 
@@ -220,9 +221,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         pixels = re.search(r"(\d+) pixels", str(error))
         raise _too_many_pixels(f"{pixels[1]} pixels" if pixels else "its header", max_pixels) from error
     except Exception as error:  # decoders raise any error, from struct.error to SyntaxError, for damaged headers
-        raise _refusal(data, error) from error
-    if image.width * image.height > max_pixels:
-        raise _too_many_pixels(f"{image.width}x{image.height}", max_pixels)
+        raise _refusal(data, error, max_pixels) from error
+    width, height = image.size
+    if image.format in ("AVIF", "HEIF"):  # a crop may hide the size that is decoded
+        width, height = max(image.size, iso_boxes.largest_declared_size(data), key=math.prod)
+    if width * height > max_pixels:
+        raise _too_many_pixels(f"{width}x{height}", max_pixels)
     if not image.width * image.height:
         raise ImageError("empty", f"{image.width}x{image.height} pixels")
     if image.format == "TIFF":
@@ -246,7 +250,7 @@ def _too_many_pixels(size: str, max_pixels: int) -> ImageError:
     return ImageError("too_many_pixels", f"{size}; at most {limit} pixels are decoded")
 
 
-def _refusal(data: bytes, error: Exception) -> ImageError:
+def _refusal(data: bytes, error: Exception, max_pixels: int) -> ImageError:
     """Returns the error for a file that Pillow does not open."""
     name = format_of(data)
     if name is None or name == "html":
@@ -257,22 +261,15 @@ def _refusal(data: bytes, error: Exception) -> ImageError:
         return ImageError("unsupported", f"jpeg: {kind}")
     if name not in _DECODED and not (name == "heic" and "HEIF" in _FORMATS):
         return ImageError("unsupported", f"{name}; decoded are {', '.join(_FORMATS)}")
-    if _UNSUPPORTED.search(str(error)) is not None or (name in ("avif", "heic") and _has_all_boxes(data)):
+    if name in ("avif", "heic"):
+        width, height = iso_boxes.largest_declared_size(data)
+        if width * height > max_pixels:
+            return _too_many_pixels(f"{width}x{height}", max_pixels)
+        if iso_boxes.has_all_boxes(data):
+            return ImageError("unsupported", f"{name}: its decoder does not open this kind")
+    if _UNSUPPORTED.search(str(error)) is not None:
         return ImageError("unsupported", f"{name}: {error}")
-    return ImageError("truncated", f"{name}: {len(data)} bytes end inside the header, or it is damaged: {error}")
-
-
-def _has_all_boxes(data: bytes) -> bool:
-    """Returns whether the boxes of an ISO file (AVIF, HEIC) end where the file ends."""
-    position = 0
-    while position + 8 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        if length == 1:  # the length follows in 64 bits
-            length = int.from_bytes(data[position + 8 : position + 16], "big")
-        if length == 0:  # up to the end of the file
-            return True
-        position += max(length, 8)
-    return position == len(data)
+    return ImageError("truncated", f"{name}: {len(data)} bytes end inside the header, or it is damaged")
 
 
 def _load(image: Image.Image, short_side: int = 0, data: bytes | None = None) -> Image.Image:
@@ -297,6 +294,9 @@ def _load(image: Image.Image, short_side: int = 0, data: bytes | None = None) ->
 def _decode_pixels(image: Image.Image, short_side: int, data: bytes) -> Image.Image:
     if image.format in jpeg.FORMATS:
         return jpeg.decode_jpeg(data, image, short_side)
+    if image.format == "AVIF":
+        rectangle = iso_boxes.clean_aperture(data, *image.size)
+        return image if rectangle is None else image.crop(rectangle)
     if image.format != "PNG":
         return image
     try:

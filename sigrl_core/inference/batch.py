@@ -30,7 +30,15 @@ from sigrl_core.data.transforms import centre_crop
 from sigrl_core.errors import ImageError, StorageError
 from sigrl_core.inference.heat_map import to_png
 from sigrl_core.inference.ranges import KeyRange
-from sigrl_core.inference.tag_files import SIDECAR, is_sidecar, tags_schema, to_json_lines, to_tag_records
+from sigrl_core.inference.tag_files import (
+    SIDECAR,
+    is_sidecar,
+    split_error,
+    tags_schema,
+    to_error,
+    to_json_lines,
+    to_tag_records,
+)
 from sigrl_core.inference.tagger import Tagger, Tags
 from sigrl_core.io import storage
 from sigrl_core.io.checksums import sha256_of
@@ -125,7 +133,7 @@ class PartitionTagger:
             if self.config.format == "sidecar":
                 self._write_sidecars(new_rows, tags)
             files = self._write_files(part, table)
-        errors = Counter(reason for reason in table["error"].to_pylist() if reason)
+        errors = Counter(split_error(error)[0] for error in table["error"].to_pylist() if error)
         labels = Counter(name for names in table["labels"].to_pylist() for name in names)
         return {
             "listing": part.listing,
@@ -206,7 +214,7 @@ class PartitionTagger:
             "size": [row.size for row in rows],
             "labels": [each.labels for each in tags],
             "scores": [each.scores for each in tags],
-            "error": [each.error for each in tags],
+            "error": [to_error(each.error, each.detail) for each in tags],
             "model": [self.task.model_hash] * len(rows),
             "vocabulary": [self.task.vocabulary.hash] * len(rows),
         }

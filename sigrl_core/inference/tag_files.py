@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from sigrl_core.config import TagConfig
 
+_DETAILED = ("unsupported", "not_an_image", "too_many_pixels")
 SIDECAR = ".json"
 """Suffix of a sidecar: the tags of KEY are written to KEY.json."""
 
@@ -23,7 +24,7 @@ def tags_schema(config: TagConfig, embedding_dim: int) -> pa.Schema:
         pa.field("labels", pa.list_(pa.string()), nullable=False),  # best first
         # rank the labels of one vocabulary; probabilities if a threshold was set
         pa.field("scores", pa.list_(pa.float32()), nullable=False),
-        pa.field("error", pa.string(), nullable=False),  # one of images.REASONS, or empty
+        pa.field("error", pa.string(), nullable=False),  # see `to_error`; empty for a readable image
         pa.field("model", pa.string(), nullable=False),  # hash of the checkpoint's manifest
         pa.field("vocabulary", pa.string(), nullable=False),  # hash of the label list
     ]
@@ -43,9 +44,25 @@ def to_json_lines(table: pa.Table) -> bytes:
 def _to_json_line(row: dict[str, Any]) -> str:
     record = {"uri": row["uri"], "etag": row["etag"], "size": row["size"]}
     record["tags"] = to_tag_records(row["labels"], row["scores"])
-    record |= {"error": row["error"]} if row["error"] else {}
+    if row["error"]:
+        reason, detail = split_error(row["error"])
+        record |= {"error": reason, "detail": detail} if detail else {"error": reason}
     record |= {name: row[name] for name in ("model", "vocabulary", "embedding") if name in row}
     return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def to_error(reason: str, detail: str) -> str:
+    """Returns an image's `error` in a table: the reason, with the detail where it names a format or a size.
+
+    `truncated`, `empty` and `unreachable` stay without detail, so that tables keep the bytes that version 0.1.0 wrote.
+    """
+    return f"{reason}: {detail}" if reason in _DETAILED and detail else reason
+
+
+def split_error(error: str) -> tuple[str, str]:
+    """Returns the reason, one of images.REASONS, and the detail of an `error` in a table."""
+    reason, _, detail = error.partition(": ")
+    return reason, detail
 
 
 def to_tag_records(labels: Sequence[str], scores: Sequence[float]) -> list[dict[str, Any]]:

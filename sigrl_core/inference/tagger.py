@@ -40,6 +40,7 @@ class Tags:
         scores: one per tag. They rank the labels of one vocabulary and are not probabilities, unless `Tagger.tag` was
             called with a threshold.
         error: one of images.REASONS; empty for a readable image.
+        detail: what the decoder found, for an unreadable image.
         heat_maps: one per tag, see `heat_map.heat_map`; they cover the centre square that the model receives. Empty
             unless requested.
         embedding_D: the image's unit-length embedding in CLIP's joint space; None unless requested.
@@ -48,6 +49,7 @@ class Tags:
     labels: list[str]
     scores: list[float]
     error: str = ""
+    detail: str = ""
     heat_maps: list[np.ndarray] = field(default_factory=list)
     embedding_D: np.ndarray | None = None
 
@@ -208,7 +210,9 @@ class Tagger:
             self._tag_crops(np.stack(readable), vocabulary, top_k, threshold, heat_maps, embeddings) if readable else []
         )
         return [
-            Tags(labels=[], scores=[], error=crop.reason) if isinstance(crop, ImageError) else next(readable_tags)
+            Tags(labels=[], scores=[], error=crop.reason, detail=crop.detail)
+            if isinstance(crop, ImageError)
+            else next(readable_tags)
             for crop in crops
         ]
 

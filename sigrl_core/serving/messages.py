@@ -72,6 +72,7 @@ class TagResult(BaseModel):
 
     tags: list[Tag] = Field(description="Best first.")
     error: str | None = Field(default=None, description="Why the image could not be read; absent if it could.")
+    detail: str | None = Field(default=None, description="What the decoder found; absent if the image could be read.")
 
 
 class TagResponse(BaseModel):

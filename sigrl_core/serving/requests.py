@@ -110,7 +110,9 @@ def describe_first_error(errors: Any) -> str:
 
 def require_readable(images: Sequence[np.ndarray | ImageError]) -> None:
     """Raises ProblemError if no image is readable. If some are, the others have an error in their results."""
-    reasons = [image.reason for image in images if isinstance(image, ImageError)]
-    if len(reasons) == len(images):
+    errors = [image for image in images if isinstance(image, ImageError)]
+    if len(errors) == len(images):
+        reasons = [error.reason for error in errors]
         counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).items())
-        raise ProblemError(UNREADABLE_STATUS[reasons[0]], f"images: no readable image: {counts}", reasons=reasons)
+        detail = f"images: no readable image: {counts}; the first one is {errors[0]}"
+        raise ProblemError(UNREADABLE_STATUS[reasons[0]], detail, reasons=reasons)

@@ -269,7 +269,7 @@ class Service:
 
 def _to_result(tags: Tags, query: TagQuery) -> TagResult:
     if tags.error:
-        return TagResult(tags=[], error=tags.error)
+        return TagResult(tags=[], error=tags.error, detail=tags.detail or None)
     heat_maps = [base64.b64encode(to_png(heat)).decode() for heat in tags.heat_maps] or [None] * len(tags.labels)
     rows = [
         Tag(label=label, score=score, heatmap=heat)
