@@ -73,6 +73,9 @@ def test_one_row_for_every_image_in_order(checkpoint: Path, album: Path, tmp_pat
         "dog/half.jpg": "truncated",
         "dog/notes.txt": "not_an_image",
     }
+    details = {row["uri"]: row["detail"] for row in rows if "detail" in row}
+    assert details.keys() == {"cat/text.JPG", "dog/notes.txt"}
+    assert all(detail.startswith("starts with b'") for detail in details.values())
     assert all(row["tags"] == [] for row in rows if "error" in row)
     found = {"rows": 16, "tagged": 12, "errors": {"empty": 1, "not_an_image": 2, "truncated": 1}}
     assert found.items() <= manifest.items()

@@ -115,6 +115,9 @@ def test_labels_of_ones_own_heat_maps_and_images_that_cannot_be_read(client: Tes
         assert heat.min() == 0
         assert heat.max() == 255
     assert [each["error"] for each in bad] == ["not_an_image", "empty", "truncated"]
+    assert bad[0]["detail"] == "starts with b'nonsense'"
+    assert all(each["detail"] for each in bad)
+    assert "detail" not in good
     assert all(each["tags"] == [] for each in bad)
     rows = [{"label": "ball", "prompts": ["a round red toy"]}, "kite"]
     response = client.post("/v1/tag", files=files(jpegs[:1]), data={"labels": json.dumps(rows)})
@@ -368,7 +371,8 @@ def test_images_with_too_many_pixels(config: ServeConfig) -> None:
     Image.new("L", (3000, 3000)).save(stream, "PNG")
     small = replace(config, max_pixels=1_000_000)
     response = client_of(small).post("/v1/tag", files=files([stream.getvalue()]))
-    refused(response, 413, "images: no readable image: 1 too_many_pixels")
+    refused(response, 413, "images: no readable image: 1 too_many_pixels; the first one is ")
+    refused(response, 413, "3000x3000; at most 1000000 pixels are decoded")
     assert response.json()["reasons"] == ["too_many_pixels"]
 
 
@@ -376,7 +380,7 @@ def test_images_with_too_many_pixels(config: ServeConfig) -> None:
     ("images", "status", "detail"),
     [
         ([b"nonsense"], 415, "1 not_an_image"),
-        ([b"%PDF-1.7\n"], 415, "1 unsupported"),
+        ([b"%PDF-1.7\n"], 415, "1 unsupported; the first one is unsupported: pdf"),
         ([b""], 422, "1 empty"),
         ([b"nonsense", b"", b"more nonsense"], 415, "2 not_an_image, 1 empty"),
     ],
