@@ -215,11 +215,19 @@ def _tiffs(image: Image.Image) -> dict[str, OddImage]:
         | {f"tiff, {name}": OddImage(data, "unsupported: tiff") for name, data in refused.items()}
         | {
             "tiff, DNG": OddImage(tiff(rgb, photometric="rgb", extratags=raw_tags), "unsupported: raw: DNG"),
+            "tiff, CR2": OddImage(_cr2_with_preview(), "unsupported: raw"),
             "tiff, NEF": OddImage(stream.getvalue(), "unsupported: raw: camera file of NIKON"),
             "tiff, cut": OddImage(good["8-bit"][0][: rgb.nbytes // 2], "truncated"),
             "tiff, float RGB, cut": OddImage(whole[: rgb.nbytes * 2], "truncated"),
         }
     )
+
+
+def _cr2_with_preview() -> bytes:
+    """Returns a TIFF of 2 x 2 pixels with the first bytes of Canon's RAW files."""
+    tags = {256: 2, 257: 2, 258: 8, 259: 1, 262: 1, 273: 16 + 2 + 9 * 12 + 4, 277: 1, 278: 2, 279: 4}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 16) + b"CR\2\0" + bytes(4) + struct.pack("<H", 9) + entries + bytes(8)
 
 
 def _iso_files(image: Image.Image) -> dict[str, OddImage]:

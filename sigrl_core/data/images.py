@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import imagehash
 import numpy as np
 from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from sigrl_core.data import iso_boxes, jpeg, png, tiff
 from sigrl_core.data.signatures import format_of
@@ -230,6 +230,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not image.width * image.height:
         raise ImageError("empty", f"{image.width}x{image.height} pixels")
     if image.format == "TIFF":
+        if format_of(data) == "raw":  # Canon's CR2 begins like a TIFF
+            raise ImageError("unsupported", "raw: its preview is not the image")
         tiff.check(image)
     return image
 
@@ -302,7 +304,7 @@ def _decode_pixels(image: Image.Image, short_side: int, data: bytes) -> Image.Im
     try:
         image.load()
     except (ValueError, OSError, SyntaxError):  # also for damaged metadata after the pixels
-        image = Image.open(io.BytesIO(png.without_metadata(data)), formats=("PNG",))
+        image = PngImagePlugin.PngImageFile(io.BytesIO(png.without_metadata(data)))
         image.load()
     return png.with_transparency(image, data)
 

@@ -12,7 +12,7 @@ import io
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from sigrl_core.errors import ImageError
 
@@ -88,7 +88,7 @@ def _decode_strictly(data: bytes, header: Image.Image) -> Image.Image:
 
 
 def _decode_with_pillow(data: bytes, short_side: int) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     _reduce(image, short_side)
     image.load()
     return image

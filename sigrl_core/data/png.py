@@ -6,7 +6,7 @@ import io
 import struct
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 _SIGNATURE_LENGTH = 8
 _CHUNK_OVERHEAD = 12  # length, type, checksum
@@ -53,7 +53,7 @@ def with_transparency(image: Image.Image, data: bytes) -> Image.Image:
 
 def _low_bytes(data: bytes) -> Image.Image:
     """Decodes the low bytes of an RGB image of 16 bits; Pillow decodes the high ones by default."""
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
+    image = PngImagePlugin.PngImageFile(io.BytesIO(without_metadata(data)))
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
     image.load()
     return image
