@@ -78,7 +78,8 @@ def _decode_strictly(data: bytes, header: Image.Image) -> Image.Image:
     if pixels_HWC.shape[:2] != (header.height, header.width):
         raise ValueError("another size than Pillow's")
     if space == "RGBX":  # the layout of Pillow's own memory, so nothing is copied
-        flat = pa.array(pixels_HWC.reshape(-1))
+        buffer = pa.py_buffer(np.ascontiguousarray(pixels_HWC))
+        flat = pa.Array.from_buffers(pa.uint8(), buffer.size, [None, buffer])  # pa.array would import pandas
         return Image.fromarrow(pa.FixedSizeListArray.from_arrays(flat, 4), "RGB", header.size)
     if space == "GRAY":
         return Image.fromarray(pixels_HWC[..., 0])
