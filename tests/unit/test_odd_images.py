@@ -59,6 +59,18 @@ def test_reduced_jpegs_are_those_of_pillow(name: str) -> None:
     assert np.array_equal(images.decode(data, short_side=30), image.convert("RGB"))
 
 
+@pytest.mark.parametrize("kind", ["progressive", "restarts"])
+def test_a_jpeg_that_is_cut_between_scans_or_intervals_is_not_taken(kind: str) -> None:
+    """libjpeg does not warn of a premature end there."""
+    whole = FILES[f"jpeg {kind}"].data
+    markers = [match.start() for match in re.finditer(rb"\xff[\xc4\xda\xd0-\xd7]", whole)][4:]
+    assert len(markers) > 5
+    for cut in (cut for marker in markers for cut in range(marker - 2, marker + 5)):
+        for end in (b"", END_MARKER):
+            with pytest.raises(ImageError, match="truncated"):
+                images.decode(whole[:cut] + end)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_cut_jpeg_is_never_taken(data: st.DataObject) -> None:

@@ -67,7 +67,8 @@ def test_unreadable_images_get_reasons_and_disturb_no_others(tagger: Tagger, jpe
     found = tagger.tag(files)
     for i, expected in enumerate(tagger.tag(jpegs)):
         if i in broken:
-            assert found[i] == Tags(labels=[], scores=[], error=broken[i][1])
+            assert found[i] == Tags(labels=[], scores=[], error=broken[i][1], detail=found[i].detail)
+            assert found[i].detail
             assert found[i].error in images.REASONS
         else:
             assert_same(found[i], expected)
