@@ -36,7 +36,7 @@ def made_by_pillow(original: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 def outcome(data: bytes) -> images.Jpeg | str:
     """Returns a JPEG, or the reason of its failure."""
     try:
-        return images.to_jpeg(data, SHORT_SIDE, QUALITY)
+        return images.to_jpeg(data, SHORT_SIDE, QUALITY, chroma="4:2:0", long_side="nearest")
     except ImageError as error:
         return error.reason
 
