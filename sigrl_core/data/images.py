@@ -284,9 +284,10 @@ def _load(image: Image.Image, short_side: int = 0, data: bytes | None = None) ->
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageError("too_many_pixels", f"{type(error).__name__}: {error}") from error
     except Exception as error:
-        is_known = _UNSUPPORTED.search(str(error)) is not None or tiff.needs_missing_codec(image)
-        reason = "unsupported" if is_known else "truncated"
-        raise ImageError(reason, f"{str(image.format).lower()}: {type(error).__name__}: {error}") from error
+        message = f"{type(error).__name__}: {error}"
+        if _UNSUPPORTED.search(message) is not None or tiff.needs_missing_codec(image):
+            raise ImageError("unsupported", f"{str(image.format).lower()}: {message}") from error
+        raise ImageError("truncated", message) from error
     try:
         return _rgb(_upright(pixels, _orientation(image)))
     except Exception as error:

@@ -49,12 +49,15 @@ def decode_jpeg(data: bytes, header: Image.Image, short_side: int = 0) -> Image.
         return _decode_strictly(data, header)
     except ValueError as error:
         warning = str(error)
-    if _NO_END_MARKER in warning:  # with the end marker, a second attempt only warns if the scan is cut
-        data += _END_MARKER
+    if _NO_END_MARKER in warning:
+        closed = data + _END_MARKER
         try:
-            return _decode_strictly(data, header)
-        except ValueError as error:
+            return _decode_strictly(closed, header)
+        except ValueError as error:  # with the end marker, libjpeg only warns if the scan is cut
             warning = str(error)
+        if _CUT_SCAN.search(warning) is not None:
+            _decode_with_pillow(data, short_side)  # its error has the number of bytes, and is that of version 0.1.0
+        data = closed
     if _CUT_SCAN.search(warning) is not None:
         raise ImageError("truncated", f"jpeg: {warning}")
     return _decode_with_pillow(data, short_side)  # another warning, such as bytes before a marker

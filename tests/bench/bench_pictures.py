@@ -53,7 +53,6 @@ EXCEPTIONS = {
     r"unsupported: raw": "camera RAW; the reference decodes a preview or the pixels of the sensor",
     r"unsupported: jpeg: ": "lossless or 12-bit JPEG",
     r"too_many_pixels": "above --max-pixels",
-    r"truncated: png": "damaged chunks of the pixels or the header, which the reference does not check",
 }
 """Errors of ours that are intended where the reference decodes the file, with the reason."""
 
