@@ -271,7 +271,9 @@ def _refusal(data: bytes, error: Exception, max_pixels: int) -> ImageError:
             return ImageError("unsupported", f"{name}: its decoder does not open this kind")
     if _UNSUPPORTED.search(str(error)) is not None:
         return ImageError("unsupported", f"{name}: {error}")
-    return ImageError("truncated", f"{name}: {len(data)} bytes end inside the header, or it is damaged")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError("truncated", f"{len(data)} bytes end inside the header")
+    return ImageError("truncated", f"{type(error).__name__}: {error}")
 
 
 def _load(image: Image.Image, short_side: int = 0, data: bytes | None = None) -> Image.Image:
