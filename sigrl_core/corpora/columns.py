@@ -91,6 +91,11 @@ def report_class_columns(where: str, classes: Collection[str], names: Sequence[s
         )
 
 
+def describe_columns(names: Sequence[str], noun: str = "column") -> str:
+    """Returns where labels are looked for and which columns there are, for `Listing.describe_source`."""
+    return f"a {noun} of labels is one of {', '.join(LABEL_NAMES)}, or --label-field; found {_shorten(list(names))}"
+
+
 def _shorten(names: list[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from sigrl_core.corpora.class_columns import NUM_SAMPLE_ROWS, ClassColumns, find_class_columns, read_states
-from sigrl_core.corpora.columns import Columns, LabelCells, find_columns, report_class_columns
+from sigrl_core.corpora.columns import Columns, LabelCells, describe_columns, find_columns, report_class_columns
 from sigrl_core.corpora.listing import ListedImage, Listing, corpus_vocabulary, require_file
 from sigrl_core.corpora.text import read_records
 from sigrl_core.errors import CorpusError
@@ -55,7 +56,8 @@ def list_corpus(
     where = require_file("csv", annotations)
     table = _read_table(where, label_field)
     vocabulary = corpus_vocabulary(table.classes.positions, where) if table.classes.positions else None
-    return Listing(_list_images(where, table, label_separator), vocabulary)
+    images_of_table = _list_images(where, table, label_separator)
+    return Listing(images_of_table, vocabulary, describe_source=partial(describe_columns, list(table.positions)))
 
 
 def _read_table(annotations: str, label_field: str | None) -> _Table:

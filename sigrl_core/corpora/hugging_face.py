@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from sigrl_core.corpora.arrow_file import ArrowFile, open_arrow
-from sigrl_core.corpora.columns import report_class_columns
+from sigrl_core.corpora.columns import describe_columns, report_class_columns
 from sigrl_core.corpora.hugging_face_labels import (
     LabelColumns,
     choose_column,
@@ -95,7 +96,8 @@ def list_corpus(
         None if classes is None else corpus_vocabulary(classes, where if given_classes is None else str(annotations))
     )
     rows = _read_rows(images, suffix, columns, labels, label_field if with_labels else None, with_labels)
-    return Listing(_list_images(rows, labels, numbers, images), vocabulary)
+    describe_source = partial(describe_columns, all_names)
+    return Listing(_list_images(rows, labels, numbers, images), vocabulary, describe_source=describe_source)
 
 
 def find_columns(schema: pa.Schema, where: str) -> ImageColumns:

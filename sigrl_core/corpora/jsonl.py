@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
-from sigrl_core.corpora.columns import Columns, find_columns
+from sigrl_core.corpora.columns import Columns, describe_columns, find_columns
 from sigrl_core.corpora.compressed import open_decompressed
 from sigrl_core.corpora.listing import ListedImage, Listing, require_file
 from sigrl_core.errors import CorpusError
@@ -28,7 +29,8 @@ def list_corpus(images: str, annotations: str | None = None, *, label_field: str
     Raises:
         CorpusError: no file, no rows, or a malformed line; the message has the line.
     """
-    return Listing(_list_images(require_file("jsonl", annotations), label_field))
+    where = require_file("jsonl", annotations)
+    return Listing(_list_images(where, label_field), describe_source=partial(_describe_source, where))
 
 
 def _list_images(annotations: str, label_field: str | None) -> Iterator[ListedImage]:
@@ -43,6 +45,12 @@ def _list_images(annotations: str, label_field: str | None) -> Iterator[ListedIm
         raise CorpusError(f'{annotations}: no rows; write one {{"uri": ..., "labels": [...]}} per line')
     if label_field is not None and not parse.has_label_field:
         raise CorpusError(f"{annotations}: no line has the key {label_field!r} (--label-field); check its name")
+
+
+def _describe_source(annotations: str) -> str:
+    with open_decompressed(annotations) as file:
+        first = next((line for line in file if line.strip()), b"{}")
+    return describe_columns(list(json.loads(first.decode("utf-8-sig"))), "key")
 
 
 class _Parser:

@@ -9,6 +9,7 @@ see class_columns.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from sigrl_core.corpora.class_columns import NUM_SAMPLE_ROWS, ClassColumns, find_class_columns, read_states
-from sigrl_core.corpora.columns import Columns, LabelCells, find_columns, report_class_columns
+from sigrl_core.corpora.columns import Columns, LabelCells, describe_columns, find_columns, report_class_columns
 from sigrl_core.corpora.listing import ListedImage, Listing, corpus_vocabulary, require_file
 from sigrl_core.corpora.parquet import is_list, is_text, open_parquet
 from sigrl_core.errors import CorpusError
@@ -52,7 +53,8 @@ def list_corpus(
             classes = _find_classes(file, columns.uri)
             report_class_columns(where, classes.positions, schema.names, columns.uri)
     vocabulary = corpus_vocabulary(classes.positions, where) if classes.positions else None
-    return Listing(_list_images(where, columns, classes, label_separator), vocabulary)
+    images_of_table = _list_images(where, columns, classes, label_separator)
+    return Listing(images_of_table, vocabulary, describe_source=partial(describe_columns, schema.names))
 
 
 def _find_classes(file: pq.ParquetFile, uri: str) -> ClassColumns:

@@ -72,6 +72,7 @@ def list_corpus(
     return Listing(
         _list_images(samples, numbers, images),
         None if classes is None else corpus_vocabulary(classes, str(annotations)),
+        describe_source=lambda: f"labels of an image are in a member of its sample, *.{', *.'.join(_LABEL_ENDINGS)}",
     )
 
 
