@@ -69,8 +69,8 @@ def write_listing(
         partition: cuts the listing into partitions, in place of these two limits.
 
     Raises:
-        CorpusError: errors of the corpus; a label that is not in the vocabulary, is empty, or is both present and
-            absent; an image of unknown size with `bytes_per_partition`.
+        CorpusError: errors of the corpus; a label that is not in the vocabulary, is empty, is both present and absent,
+            or is not valid Unicode; an image of unknown size with `bytes_per_partition`.
     """
     vocabulary = vocabulary or listing.vocabulary
     index = None if vocabulary is None else vocabulary.index
@@ -88,7 +88,11 @@ def write_listing(
             columns = list(zip(*images, strict=True))
             digest.update(json.dumps(columns[:-1]).encode())  # without etags, which differ in a copy of the corpus
             num_rows += len(images)
-            writer.write_table(pa.table([list(column) for column in columns], schema=_SCHEMA))
+            try:
+                table = pa.table([list(column) for column in columns], schema=_SCHEMA)
+            except UnicodeEncodeError as error:
+                raise _text_error(images) from error
+            writer.write_table(table)
         vocabulary = vocabulary or Vocabulary.from_names(sorted(names))
         summary = ListingSummary(num_rows, digest.hexdigest(), vocabulary, dict(listing.left_out), has_labels)
         payload = {"rows": summary.num_rows, "sha256": summary.sha256, "vocabulary": vocabulary.to_rows()}
@@ -140,6 +144,15 @@ def _cut(images: Iterable[ListedImage], max_rows: int, max_bytes: int | None) ->
         num_bytes += size
     if partition:
         yield partition
+
+
+def _text_error(images: Iterable[ListedImage]) -> CorpusError:
+    """Returns the error for the first text that is not Unicode: JSON can contain half of a surrogate pair."""
+    for image in images:
+        for text in (image.uri, *(image.labels or ()), *(image.negatives or ())):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                return CorpusError(f"image {image.uri!r}: {text!r} is not valid Unicode; correct the annotations")
+    raise AssertionError("every text is valid")
 
 
 def _check(image: ListedImage, index: dict[str, int] | None) -> None:

@@ -286,9 +286,7 @@ def test_a_corpus_without_labels_is_refused_unless_intended(folder: Path, tmp_pa
     assert refused.stderr.count("error:") == 1
     assert call("preprocess.py", *flags, "--no-labels").returncode == 0
     assert preprocess(config)["num_labels"] == 0  # a finished folder needs no confirmation
-    with pytest.raises(
-        CorpusError, match=r"none of 1 images has a label \(a key of labels .*found uri, labels\)"
-    ):
+    with pytest.raises(CorpusError, match=r"none of 1 images has a label \(a key of labels .*found uri, labels\)"):
         preprocess(config_of(folder, [{"uri": "a.jpg", "labels": []}], out=str(tmp_path / "jsonl")))
 
 

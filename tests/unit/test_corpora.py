@@ -190,6 +190,13 @@ def test_labels_that_are_not_in_the_vocabulary() -> None:
     assert summarise(ListedImage("x.jpg", ("dog",))).vocabulary == vocabulary
 
 
+@pytest.mark.parametrize("row", [("x.jpg", ("\ud800",)), ("\udfff.jpg", None), ("x.jpg", (), ("a\udc00",))])
+def test_half_of_a_surrogate_pair_is_refused(row: tuple) -> None:
+    valid = ListedImage("🦓.jpg", ("ä 🦓",))
+    with pytest.raises(CorpusError, match=r"image '.+\.jpg': '.*\\ud.*' is not valid Unicode"):
+        write_listing(Listing([valid, ListedImage(*row)]), None)
+
+
 FILES = (
     *("jsonl", "csv", "parquet", "coco", "voc", "yolo", "open_images", "nus_wide", "nus_wide_81"),
     *("cvat", "label_studio", "create_ml", "azure", "vertex", "sagemaker", "chexpert", "celeba", "label_matrix"),
