@@ -312,3 +312,33 @@ def test_files_that_are_not_taken_are_counted(folder: Path, capsys) -> None:
     assert manifest["left_out"] == expected
     told = capsys.readouterr().err
     assert "left out: 2 .txt, 1 .csv, 1 without ending (not an image), 1 .jfif (html)" in told
+
+
+CASES = Path(__file__).parents[1] / "fixtures" / "annotation_cases"
+BOTH, DOG = {"cat": 1, "dog": 1}, {"cat": -1, "dog": 1}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "images", "annotations", "expected"),
+    [
+        ("csv", "list/images", "list/csv_long.csv", {"a.jpg": BOTH, "b.jpg": DOG}),
+        ("jsonl", "list/images", "list/jsonl_long.jsonl", {"a.jpg": BOTH, "b.jpg": DOG}),
+        ("parquet", "list/images", "list/pq_long.parquet", {"a.jpg": BOTH, "b.jpg": DOG}),
+        ("coco", "coco_twice/images", "coco_twice/a.json", {"a.jpg": BOTH, "b.jpg": {"cat": -1, "dog": -1}}),
+        ("folder", "folder_multi", None, {"cat/1.jpg": BOTH, "dog/2.jpg": DOG}),
+        (
+            *("hugging_face", "hf/long", None),
+            {"#0": {"cat": 1, "dog": 1, "bird": -1}, "#2": {"cat": -1, "dog": 1, "bird": -1}},
+        ),
+    ],
+)
+def test_labels_of_one_image_in_files_of_other_tools(
+    corpus: str, images: str, annotations: str | None, expected: dict[str, dict[str, int]], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    where = annotations and str(CASES / annotations)
+    preprocess(PreprocessConfig(corpus=corpus, images=str(CASES / images), annotations=where, out=out, short_side=32))
+    found = {uri[uri.find("#") :] if "#" in uri else uri: state for uri, state in states(out).items()}
+    assert found == expected
+    manifest = ShardFolder.open(out).manifest
+    assert (manifest["conflicts"], manifest["quarantined"]) == (0, 0)

@@ -66,6 +66,10 @@ def webdataset(
     return Case("webdataset", name, names, labels, list(states), options)
 
 
+def cloud(corpus: str, ending: str) -> Case:
+    return Case(corpus, "list/images", f"list/{corpus}.{ending}", ["cat", "dog"], [("a.jpg", [1, 1])])
+
+
 THREE = ["cat", "dog", "bird"]
 NAMES, HF_NAMES = "wds_multihot/names.txt", "hf/names/n.txt"
 
@@ -190,6 +194,25 @@ CASES = {
     "voc_noext": voc("voc_noext", ["dog", "food"], ("n07805966_18.jpg", [-1, 1]), ("b.jpg", [0, 1])),
     "voc_renamed": voc("voc_renamed", ["cat", "dog"], ("new1.jpg", [1, -1]), ("b.jpg", [-1, 1])),
     "yolo_float": Case("yolo", "yolo_float/images", "yolo_float/data.yaml", ["cat", "dog"], [("a.jpg", [-1, 1])]),
+    # equal files in several class folders are united when they are preprocessed
+    "folder_multi": Case(
+        *("folder", "folder_multi", None, ["cat", "dog"]),
+        [("cat/1.jpg", [1, -1]), ("dog/1.jpg", [-1, 1]), ("dog/2.jpg", [-1, 1])],
+    ),
+    "folder_split": Case(
+        *("folder", "folder_split", None, ["cat", "dog"]),
+        [("train/cat/1.jpg", [1, -1]), ("train/dog/2.jpg", [-1, 1]), ("val/cat/3.jpg", [1, -1])],
+    ),
+    "hf/arrow": Case(
+        *("arrow", "hf/arrow", None, THREE),
+        [(f"data-00000-of-00001.arrow#{row}", each) for row, each in enumerate(([1, -1, -1], [-1, -1, 1], [0, 0, 0]))],
+    ),
+    "list/celeba.txt": Case(
+        *("celeba", "list/images", "list/celeba.txt", ["Smiling", "Male"]), [("a.jpg", [1, -1]), ("b.jpg", [-1, 1])]
+    ),
+    "list/azure.jsonl": cloud("azure", "jsonl"),
+    "list/vertex.jsonl": cloud("vertex", "jsonl"),
+    "list/sagemaker.manifest": cloud("sagemaker", "manifest"),
 }
 
 
@@ -282,8 +305,6 @@ def test_every_input_is_in_a_table() -> None:
     inputs |= {f"{parent}/{path.name}" for parent in ("list", "hf") for path in (FOLDER / parent).iterdir()}
     elsewhere = {
         *("list/images", "hf/names"),
-        *("folder_multi", "folder_split"),  # corpus folder
-        *("hf/arrow", "list/celeba.txt", "list/azure.jsonl", "list/vertex.jsonl", "list/sagemaker.manifest"),
         *("list/csv_backslash.csv", "list/csv_bom_crlf.csv", "list/csv_fastai.csv", "list/csv_quoted_newline.csv"),
         *("list/csv_trailing_pipe.csv", "list/jsonl_array.json", "list/jsonl_bom_crlf.jsonl", "list/mld.csv"),
         *("list/jsonl_cat_case.jsonl", "list/jsonl_comma.jsonl", "list/jsonl_dictlabels.jsonl"),
