@@ -288,8 +288,9 @@ def without_clock(metrics: dict[str, Any]) -> dict[str, Any]:
 
 # ---- tiers: every test belongs to one, long ones first so that both processes end together, each with a budget ----
 
-TIER_BUDGET_S = {"unit": 900, "parity": 180, "ray": 3600, "e2e": 3000, "browser": 240}
-"""CPU seconds of the tests of a tier and of all processes that they start. Only CI (`CI=true`) fails beyond them."""
+TIER_BUDGET_S = {"unit": 900, "parity": 180, "ray": 3600, "e2e": 4500, "browser": 240}
+"""CPU seconds of the tests of a tier and of all processes that they start. Only CI (`CI=true`) fails beyond them.
+The same tests take up to 1.8 times as many on another machine, so a budget is twice what a quick machine needs."""
 
 LONGEST = (
     *("test_train_failures", "test_three_nodes", "test_tune", "test_plugins", "test_quickstart", "test_train"),
