@@ -48,7 +48,7 @@ class PreprocessConfig:
     quality: int = 90
     """JPEG quality, 1 to 100. RGB JPEGs that are small enough and have no EXIF or XMP are stored unchanged."""
     chroma: Literal["4:4:4", "4:2:0"] = "4:4:4"
-    """Resolution of colour in stored JPEGs: full (`4:4:4`) or half (`4:2:0`), which takes a fifth fewer bytes."""
+    """Resolution of colour in stored JPEGs, full or half; half the resolution takes a fifth fewer bytes."""
     long_side: Literal["aligned", "nearest"] = "aligned"
     """Rounding of the long side of stored images: `aligned`, so that models of 224 and 336 pixels crop the same square
     as from the original image; `nearest`, as version 0.1.0."""

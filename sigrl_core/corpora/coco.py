@@ -4,9 +4,9 @@ All other labels of an image are absent, except in LVIS: an image with `neg_cate
 labels. The others are unknown, also those of `not_exhaustive_category_ids`. LVIS 1 names its images by `coco_url`; the
 uri is then the URL's last folder and name, or only the name if `--images` has the name of that folder.
 
-Exports of other tools are read as well: ids that are texts, several categories of one name (one label), `\\` between
-folders. A category that only groups others is left out: Roboflow writes one with the number 0, which no annotation has,
-whose supercategory is "none" and whose name is the supercategory of other categories.
+Exports of other tools are read as well: ids that are texts, several categories of one name (one label), backslashes
+between folders. A category that only groups others is left out: Roboflow writes one with the number 0, which no
+annotation has, whose supercategory is "none" and whose name is the supercategory of other categories.
 """
 
 from __future__ import annotations

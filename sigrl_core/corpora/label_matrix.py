@@ -1,7 +1,7 @@
 """A label matrix in NumPy's format with a list of images, as Cole et al. 2021 (arXiv 2106.09708) store their corpora.
 
     formatted_train_labels.npy      N x C: 1 present, 0 absent
-    formatted_train_labels_obs.npy  observed labels: 1 present, -1 absent, 0 unknown; also formatted_train_uniform_...
+    formatted_train_labels_obs.npy  observed labels: 1 present, -1 absent, 0 unknown; see Cole et al.
     formatted_train_images.npy      N texts, paths below `--images`; or formatted_train_images.txt, one per line
     classes.txt                     names of the C labels, one per line; without it their numbers are the labels
 

@@ -1,6 +1,6 @@
 """Pascal VOC. `--annotations` is a list of images, `ImageSets/Main/trainval.txt`, one per line (`2008_000002`).
 
-Names may contain spaces. Lines that start with `# ` are comments.
+Names may contain spaces. Lines that start with `#` and a space are comments.
 
 Labels come from the lists of the classes beside it (`cat_trainval.txt`: image and 1, -1 or 0), if there are any, else
 from the objects in `Annotations/2008_000002.xml`. A class is present if it has an object that is not difficult. It is
