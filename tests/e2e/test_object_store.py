@@ -116,7 +116,8 @@ def test_a_store_that_fails_for_a_while_changes_no_byte(reached: Store, tmp_path
     bucket = bucket_of(reached, "photographs", tmp_path / "photographs")
     undisturbed = preprocess(reached, bucket, "s3://photographs-out/undisturbed")
     assert undisturbed.returncode == 1
-    assert "no bucket photographs-out; create it first" in undisturbed.stderr
+    assert "s3://photographs-out/undisturbed: " in undisturbed.stderr
+    assert "no such bucket; create it first" in undisturbed.stderr
     bucket_of(reached, "photographs-out")
     undisturbed = preprocess(reached, bucket, "s3://photographs-out/undisturbed")
     assert undisturbed.returncode == 0, undisturbed.stderr
