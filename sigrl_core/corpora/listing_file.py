@@ -17,7 +17,7 @@ from sigrl_core.corpora.listing import ListedImage, Listing
 from sigrl_core.errors import CorpusError
 from sigrl_core.io import storage
 from sigrl_core.io.resumable_job import Partition
-from sigrl_core.labels.vocabulary import Vocabulary
+from sigrl_core.labels.vocabulary import Vocabulary, is_text
 
 _SCHEMA = pa.schema(
     [
@@ -148,11 +148,11 @@ def _cut(images: Iterable[ListedImage], max_rows: int, max_bytes: int | None) ->
 
 def _text_error(images: Iterable[ListedImage]) -> CorpusError:
     """Returns the error for the first text that is not Unicode: JSON can contain half of a surrogate pair."""
-    for image in images:
-        for text in (image.uri, *(image.labels or ()), *(image.negatives or ())):
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                return CorpusError(f"image {image.uri!r}: {text!r} is not valid Unicode; correct the annotations")
-    raise AssertionError("every text is valid")
+    texts = (
+        (image.uri, each) for image in images for each in (image.uri, *(image.labels or ()), *(image.negatives or ()))
+    )
+    uri, text = next((uri, text) for uri, text in texts if not is_text(text))
+    return CorpusError(f"image {uri!r}: {text!r} is not valid Unicode; correct the annotations")
 
 
 def _check(image: ListedImage, index: dict[str, int] | None) -> None:

@@ -10,6 +10,7 @@ from typing import IO, NamedTuple, cast
 from sigrl_core.corpora.compressed import open_decompressed
 from sigrl_core.errors import CorpusError
 from sigrl_core.io.prefetch import is_local
+from sigrl_core.labels.vocabulary import is_text
 
 _MAX_BYTES = 10_000_000  # largest file with labels, or name of a file
 _DISK_BYTES, _STORE_BYTES = 1 << 13, 1 << 22  # size of one read, on a disk and in an object store
@@ -77,18 +78,10 @@ class _TarReader:
 def _check(member: tarfile.TarInfo, where: str) -> None:
     name = member.name
     position = f"{where}, byte {member.offset}: {name[:200]!r}"
-    if name.startswith("/") or ".." in name.split("/") or not _is_utf8(name):
+    if name.startswith("/") or ".." in name.split("/") or not is_text(name):
         raise CorpusError(f"{position} leads out of the folder, or is not UTF-8; write the tar with plain names")
     if member.issparse() or not (member.isfile() or member.isdir()):
         raise CorpusError(f"{position} is a link, a device or a sparse file; write the tar with the files themselves")
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _split_name(name: str) -> tuple[str, str]:

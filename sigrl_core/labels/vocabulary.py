@@ -170,7 +170,7 @@ def nonblank_lines(text: str) -> list[str]:
 
 
 def _label(row: object, where: str) -> Label:
-    if not isinstance(row, dict) or not _is_text(row.get("label")):
+    if not isinstance(row, dict) or not is_text(row.get("label")):
         raise VocabularyError(f'{where}: expected an object with a text "label", found {json.dumps(row)[:80]}')
     if unknown := sorted(set(row) - set(_KEYS)):
         raise VocabularyError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
@@ -180,13 +180,13 @@ def _label(row: object, where: str) -> Label:
             f"{where}: split is {json.dumps(group)[:80]}; expected one of {', '.join(get_args(LabelGroup))}"
         )
     for key, value in texts.items():
-        if not isinstance(value, list) or not all(_is_text(text) and text.strip() for text in value):
+        if not isinstance(value, list) or not all(is_text(text) and text.strip() for text in value):
             raise VocabularyError(f"{where}: {key} must be a list of texts, found {json.dumps(value)[:80]}")
     return Label(
         name=row["label"].strip(), group=group, prompts=tuple(texts["prompts"]), synonyms=tuple(texts["synonyms"])
     )
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Returns whether this is a string that UTF-8 can encode; JSON escapes can hold half a surrogate pair."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
